@@ -9,6 +9,7 @@ mod memory;
 mod names;
 mod network;
 mod numbers;
+mod resuming;
 mod schemas;
 pub(crate) mod shapes;
 mod snapshot;
@@ -37,6 +38,7 @@ pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
 pub use network::{Netns, NoNetwork, TapName, Which};
 pub use numbers::{OutOfRange, PageLimit, SandboxCount};
+pub use resuming::{MemoryMode, Prefault};
 pub use snapshot::{
     DeletedSnapshot, KeptSnapshot, Origin, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,
     SnapshotState, StoreVerification, StoreVerificationState, StoredSnapshot, StoredSnapshotList,
@@ -171,6 +173,9 @@ pub struct ServedPages {
     /// From another node that has their snapshot, which was not saved yet.
     #[serde(default)]
     pub from_peer: u64,
+    /// Mapped from the memory that guests of one snapshot share, which had them already.
+    #[serde(default)]
+    pub shared: u64,
     /// Known to be zero.
     pub zero: u64,
     /// Page faults answered.
@@ -245,22 +250,12 @@ pub struct ResumeSandbox {
     /// The pages to bring ahead of its guest; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// Whose pages its guest runs on; where it is not said, the setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mode: Option<MemoryMode>,
     /// The checkpoints that it takes in a period from now on; as before where they are not said.
     #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<PeriodicCheckpoints>,
-}
-
-/// Pages that are brought ahead of a resumed guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Prefault {
-    /// None: each page comes when the guest touches it.
-    None,
-    /// Those that earlier guests of the snapshot touched first. If none was recorded, the pages that its own pause kept are
-    /// fetched from the store.
-    WorkingSet,
-    /// All of its memory, the working set first.
-    All,
 }
 
 /// New sandboxes to be made of a snapshot.
@@ -292,6 +287,9 @@ pub struct ResumeSnapshot {
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// Whose pages their guests run on; where it is not said, the setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mode: Option<MemoryMode>,
     /// The node that has the snapshot, which need not be saved yet: a name in the setting `peers.static`, or an address with
     /// its port. Without it, a snapshot that is not saved yet is looked for at the node that says in the store that it has it;
     /// then its whole id is needed.
@@ -353,6 +351,9 @@ pub struct ForkSandbox {
     /// The pages to bring ahead of their guests; the setting by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefault: Option<Prefault>,
+    /// Whose pages their guests run on; where it is not said, the setting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mode: Option<MemoryMode>,
     /// The checkpoints that each of them takes in a period; none where they are not said.
     #[serde(default, deserialize_with = "shapes::object_or_none", skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<PeriodicCheckpoints>,

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_kernel::{Memfd, PageKind, Userfaultfd, fd_passing, memfd, userfaultfd};
@@ -13,6 +14,7 @@ use serde::Deserialize;
 
 use crate::deadline::Deadline;
 use crate::geometry::bytes_of_pages;
+use crate::image::Image;
 use crate::limits;
 use crate::regions::{Region, Regions, RegionsError};
 
@@ -25,6 +27,8 @@ pub struct Handover {
     pub userfaultfd: Userfaultfd,
     /// The file of its memory, if the VMM shares it.
     pub memfd: Option<Memfd>,
+    /// The image that its memory is a private mapping of, if it was started on one.
+    pub image: Option<Arc<Image>>,
     /// The VMM's process.
     pub pid: u32,
     /// Open while the VMM lives.
@@ -132,7 +136,7 @@ impl Handover {
         let userfaultfd = Userfaultfd::adopt(first).map_err(HandoverError::NotUserfaultfd)?;
         let memfd = second.map(|fd| adopt_memory(fd, &regions)).transpose()?;
         let pid = fd_passing::peer_pid(&stream).map_err(HandoverError::HiddenProcess)?;
-        Ok(Self { regions, userfaultfd, memfd, pid, stream })
+        Ok(Self { regions, userfaultfd, memfd, image: None, pid, stream })
     }
 }
 

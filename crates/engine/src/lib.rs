@@ -103,6 +103,7 @@ mod attempt;
 mod object_tables;
 pub mod fetch;
 pub mod view;
+pub mod image;
 pub mod ahead;
 pub mod named;
 pub mod read_plan;

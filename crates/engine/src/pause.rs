@@ -15,6 +15,7 @@ use crate::catalog::{CatalogError, Change, WriteError};
 use crate::deadline::Deadline;
 use crate::geometry::u64_of;
 use crate::identity::{DomainName, SnapshotId, VolumeName};
+use crate::image::Images;
 use crate::key_ring::{KeyRing, NoKeyOfDomain};
 use crate::manifest::{ManifestError, VolumeShape, check_blobs, check_shapes};
 use crate::only_here::OnlyHere;
@@ -171,6 +172,8 @@ pub(crate) struct PauseRules {
     pub(crate) wait: Duration,
     pub(crate) reaper: ReaperHandle,
     pub(crate) only_here: Arc<OnlyHere>,
+    /// Give their RAM back where a pause would wait for it.
+    pub(crate) images: Images,
     /// Bytes of captures and of layers that are only here from which on a pause is refused; no bound without.
     pub(crate) unpublished_bytes_max: Option<u64>,
 }
@@ -200,9 +203,14 @@ impl PauseRules {
         Ok(PausePermit { parent, domain, lease, reaper: self.reaper.clone() })
     }
 
+    /// Bytes of RAM that captures hold.
+    pub(crate) fn capture_bytes_held(&self) -> u64 {
+        self.budget.bytes_held().saturating_sub(self.images.bytes_held())
+    }
+
     /// Refused at once: only the store can help, and nobody knows when it does.
     fn check_unpublished(&self) -> Result<(), PauseError> {
-        let bytes = self.budget.bytes_held() + self.only_here.bytes();
+        let bytes = self.capture_bytes_held() + self.only_here.bytes();
         match self.unpublished_bytes_max {
             Some(bytes_max) if bytes >= bytes_max => Err(PauseError::Unpublished { bytes, bytes_max }),
             Some(_) | None => Ok(()),
@@ -215,6 +223,10 @@ impl PauseRules {
         deadline: Deadline,
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Lease, PauseError> {
+        let _made_way = match self.budget.lease(bytes, Duration::ZERO) {
+            Err(BudgetError::Exhausted { .. }) => self.images.make_way(),
+            lease => return Ok(lease?),
+        };
         loop {
             check_wanted(is_wanted)?;
             match self.budget.lease(bytes, deadline.turn()) {

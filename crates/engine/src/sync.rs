@@ -4,7 +4,7 @@
 
 #[cfg(not(shuttle))]
 mod imp {
-    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, atomic, mpsc};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, RwLock, atomic, mpsc};
     pub(crate) use std::thread;
 
     use std::sync::Arc;
@@ -51,7 +51,7 @@ mod imp {
 #[cfg(shuttle)]
 mod imp {
     pub(crate) use shuttle::future::block_on;
-    pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, atomic, mpsc};
+    pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard, RwLock, atomic, mpsc};
     pub(crate) use shuttle::thread;
 
     use std::sync::Arc;
@@ -131,8 +131,8 @@ mod imp {
 }
 
 pub(crate) use imp::{
-    Condvar, Current, Mutex, MutexGuard, OnceLock, atomic, block_on, idle_priority, mpsc, spawn_scoped,
-    thread,
+    Condvar, Current, Mutex, MutexGuard, OnceLock, RwLock, atomic, block_on, idle_priority, mpsc,
+    spawn_scoped, thread,
 };
 
 /// Locks; panics if a thread panicked while it held the lock, since the guarded value cannot be trusted then.

@@ -22,6 +22,8 @@ pub enum Tracking {
     Events,
     /// Not tracked: every resident page may have been written.
     Resident,
+    /// The guest maps an image privately: the kernel gives it a page of its own when it writes one, and a scan finds these.
+    Diverged,
 }
 
 /// Sets of a guest's pages that a fault server learned in one epoch.
@@ -52,7 +54,7 @@ impl Tracking {
         match (self, granted.contains(Features::WP_ASYNC)) {
             (Self::Events, true) => Self::Scan,
             (Self::Scan, false) => Self::Events,
-            (Self::Scan | Self::Events | Self::Resident, _) => self,
+            (Self::Scan | Self::Events | Self::Resident | Self::Diverged, _) => self,
         }
     }
 
@@ -60,7 +62,7 @@ impl Tracking {
     pub fn protects(self) -> bool {
         match self {
             Self::Scan | Self::Events => true,
-            Self::Resident => false,
+            Self::Resident | Self::Diverged => false,
         }
     }
 }
@@ -71,7 +73,7 @@ pub fn changed_pages(
     sets: &EpochSets<'_>,
     memory: &StoppedMemory<'_>,
 ) -> io::Result<CapturedPages> {
-    let Scanned { mapped, written: found } = memory.scan()?;
+    let Scanned { mapped, written: found } = memory.scan(tracking)?;
     let resident = memory.resident_pages(&mapped, sets.removed)?;
     let mut written = sets.written.clone();
     match tracking {
@@ -80,7 +82,7 @@ pub fn changed_pages(
             written.union_with(&memory.swapped_out(&mapped, &resident));
         }
         Tracking::Events => {}
-        Tracking::Resident => written = resident.clone(),
+        Tracking::Resident | Tracking::Diverged => written = resident.clone(),
     }
     Ok(sort(written, sets.removed, &resident, memory.regions))
 }
@@ -95,7 +97,10 @@ pub(crate) fn may_have_changed(
     if tracking == Tracking::Resident || !sets.removed.is_empty() {
         return Ok(true);
     }
-    let Scanned { mapped, written: found } = memory.scan()?;
+    let Scanned { mapped, written: found } = memory.scan(tracking)?;
+    if tracking == Tracking::Diverged {
+        return Ok(!mapped.is_empty());
+    }
     let resident = match memory.memfd.map(|memfd| (memfd, memfd.data_runs())) {
         None => mapped.clone(),
         Some((_, Ok(runs))) => pages_of(&runs, memory.regions.pages()),
@@ -119,7 +124,7 @@ pub(crate) fn may_have_changed(
 /// The pages to capture of a guest without a parent snapshot: every resident page. The rest is zero.
 pub fn present_pages(memory: &StoppedMemory<'_>) -> io::Result<CapturedPages> {
     let nothing = PageSet::new(memory.regions.pages());
-    let mapped = memory.scan()?.mapped;
+    let mapped = memory.scan(Tracking::Resident)?.mapped;
     let resident = memory.resident_pages(&mapped, &PageSet::full(memory.regions.pages()))?;
     Ok(sort(resident.clone(), &nothing, &resident, memory.regions))
 }
@@ -213,11 +218,15 @@ impl StoppedMemory<'_> {
     }
 
     /// One walk of the page tables. For a shared file only pages in memory count as mapped: other entries do not prove
-    /// that the file has the page.
-    fn scan(&self) -> io::Result<Scanned> {
+    /// that the file has the page. In a private mapping of an image only pages of its own do.
+    fn scan(&self, tracking: Tracking) -> io::Result<Scanned> {
         let pages = self.regions.pages();
         let (mut mapped, mut written) = (PageSet::new(pages), PageSet::new(pages));
-        let class = if self.memfd.is_some() { PageClass::Present } else { PageClass::Resident };
+        let class = match (tracking, self.memfd) {
+            (Tracking::Diverged, _) => PageClass::Diverged,
+            (Tracking::Scan | Tracking::Events | Tracking::Resident, Some(_)) => PageClass::Present,
+            (Tracking::Scan | Tracking::Events | Tracking::Resident, None) => PageClass::Resident,
+        };
         for region in self.regions.iter() {
             self.pagemap.scan_with_written(region.range(), class, &mut |range: GuestRange, is_written| {
                 for run in self.regions.pages_in(range) {

@@ -54,6 +54,7 @@ fn clone(kept: &KeptEpoch) -> KeptEpoch {
         facts: kept.facts.clone(),
         userfaultfd: clone(&kept.userfaultfd),
         memfd: kept.memfd.as_ref().map(clone),
+        image: kept.image.as_ref().map(clone),
         stream: clone(&kept.stream),
         journal: clone(&kept.journal),
     }

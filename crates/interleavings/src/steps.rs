@@ -9,6 +9,7 @@ use crate::capture::Capture;
 use crate::fetch::Fetcher;
 use crate::follow::Follower;
 use crate::hooks::NoHooks;
+use crate::image::Images;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
@@ -94,7 +95,9 @@ impl Steps {
         });
         let wait = limits::PAUSE_WAIT_DEFAULT;
         let (only_here, unpublished_bytes_max) = (Arc::default(), None);
-        let rules = PauseRules { keys, budget, unsealed_max, wait, reaper, only_here, unpublished_bytes_max };
+        let images = Images::new(budget.clone(), reaper.clone());
+        let rules =
+            PauseRules { keys, budget, unsealed_max, wait, reaper, only_here, images, unpublished_bytes_max };
         Self { rules, background }
     }
 

@@ -60,6 +60,8 @@ pub struct Captures {
     pub bytes_held: u64,
     /// Bytes that may be held.
     pub bytes_max: u64,
+    /// Bytes that images hold beside them.
+    pub image_bytes: u64,
     /// The age of the oldest snapshot that is not sealed; zero where all are.
     pub oldest_age: Duration,
 }
@@ -186,11 +188,17 @@ impl Observed {
     }
 
     fn register_captures(&self, registry: &mut Registry) {
-        let Captures { bytes_held, bytes_max, oldest_age } = self.captures;
+        let Captures { bytes_held, bytes_max, image_bytes, oldest_age } = self.captures;
         let held = ConstGauge::new(bytes_held);
         registry.register_with_unit("captures_held", "RAM held by captures", Unit::Bytes, held);
         let limit = ConstGauge::new(bytes_max);
         registry.register_with_unit("captures_limit", "RAM that captures may hold", Unit::Bytes, limit);
+        registry.register_with_unit(
+            "image",
+            "RAM of the pages that guests of one snapshot share, which captures may take back",
+            Unit::Bytes,
+            ConstGauge::new(image_bytes),
+        );
         registry.register_with_unit(
             "captures_oldest_age",
             "Age of the oldest snapshot that is not sealed",
@@ -320,6 +328,12 @@ fn register_served(served: &ServeStats, registry: &mut Registry) {
         "served_ahead_pages",
         "Of those, pages installed before the guest asked for them",
         Rows::counters(ahead),
+    );
+    counter(
+        registry,
+        "shared_pages",
+        "Pages of 4096 bytes mapped into guests from the memory that their snapshot's guests share, which had them",
+        served.pages_shared,
     );
     counter(registry, "faults", "Missing pages that guests waited for", served.faults);
     counter(registry, "fault_misses", "Faults that had to wait for a frame to be fetched", served.misses);

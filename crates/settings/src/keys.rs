@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 28] = [
+const OF_NODE: [Key; 29] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -172,6 +172,15 @@ const OF_NODE: [Key; 28] = [
         help: "Pages that are brought ahead of a resumed guest, unless the request says: none, working-set or all",
         default: "working-set",
         example: "\"all\"",
+        reloads: true,
+    },
+    Key {
+        name: "memory_mode",
+        flag: "memory-mode",
+        value: "auto|own|shared",
+        help: "Whose pages a resumed guest runs on, unless the request says: own, shared, or auto, which is shared for several guests of one snapshot",
+        default: "auto",
+        example: "\"own\"",
         reloads: true,
     },
     Key {

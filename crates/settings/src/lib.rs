@@ -7,6 +7,7 @@ mod keep_rules;
 mod key;
 pub mod keys;
 mod layers;
+mod memory_mode;
 mod peers;
 mod reader;
 mod room;
@@ -33,6 +34,7 @@ pub use flags::SettingFlags;
 pub use keep_rules::KeepRule;
 pub use key::Key;
 pub use layers::Surroundings;
+pub use memory_mode::MemoryMode;
 pub use peers::PeerSettings;
 pub use room::Room;
 pub use store_location::StoreLocation;
@@ -83,6 +85,8 @@ pub struct Settings {
     pub publish_bytes_a_second_max: Option<NonZeroU64>,
     /// Pages that are brought ahead of a resumed guest. Reloads.
     pub prefault: Prefault,
+    /// Whose pages a resumed guest runs on, unless its request says.
+    pub memory_mode: MemoryMode,
     /// Hundredths of a snapshot's bytes in the store that its working set may take beside it.
     pub working_set_share: u8,
     /// True if a snapshot can be resumed before it is sealed. Reloads.
@@ -240,6 +244,7 @@ impl Settings {
             compare_workers: read.value("compare_workers", &values::WORKERS, None)?,
             publish_bytes_a_second_max: read.value("publish_bytes_a_second_max", &values::RATE, None)?,
             prefault: read.value("prefault", &values::PREFAULT, Prefault::WorkingSet)?,
+            memory_mode: read.value("memory_mode", &values::MEMORY_MODE, MemoryMode::Auto)?,
             working_set_share: read.value(
                 "working_set_share",
                 &values::PERCENT,
@@ -329,6 +334,7 @@ impl Settings {
             run_unpausable: newer.run_unpausable,
             memory_overcommit: newer.memory_overcommit,
             prefault: newer.prefault,
+            memory_mode: newer.memory_mode,
             serve_before_seal: newer.serve_before_seal,
             keep: newer.keep.clone(),
             undelete_window: newer.undelete_window,

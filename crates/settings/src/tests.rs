@@ -173,6 +173,7 @@ fn a_wrong_value_is_refused_where_it_was_said_with_what_could_be() {
         ("compare_workers = 0", "compare_workers cannot be 0: it must be auto, or a number from 1 to 1024"),
         ("working_set_share = 101", "working_set_share cannot be 101: it must be a number from 0 to 100"),
         ("prefault = \"some\"", "prefault cannot be \"some\": it must be none, working-set or all"),
+        ("memory_mode = \"mine\"", "memory_mode cannot be \"mine\": it must be auto, own or shared"),
         ("serve_before_seal = \"maybe\"", "serve_before_seal cannot be \"maybe\": it must be true or false"),
         (
             "log_level = \"inof\"",
@@ -292,6 +293,7 @@ fn a_reload_says_what_changed_and_what_of_it_can_change_now() {
             "run_unpausable",
             "memory_overcommit",
             "prefault",
+            "memory_mode",
             "serve_before_seal",
             "keep",
             "undelete_window",

@@ -23,6 +23,7 @@ use super::error::Source;
 use super::keep_rules::KeepRule;
 use super::layers::{GivenValue, RawValue};
 use super::times::{parse_time, show_time};
+use crate::memory_mode::MemoryMode;
 use crate::room::Room;
 use crate::telemetry::{LogFormat, spans_url};
 
@@ -73,6 +74,8 @@ pub(super) const PREFAULT: Kind<Prefault> = Kind {
         text(shown.to_owned())
     },
 };
+pub(super) const MEMORY_MODE: Kind<MemoryMode> =
+    Kind { parse: |said| MemoryMode::parse(said.value.text()), show: |mode| text(mode.word().to_owned()) };
 pub(super) const FORMAT: Kind<LogFormat> =
     Kind { parse: format_of_log, show: |format| text(format.to_string()) };
 pub(super) const USERS: Kind<Vec<u32>> = Kind {

@@ -11,6 +11,8 @@ use crate::refusal::Refusal;
 const HANDOVER: &str = "REKINDLE_HANDOVER";
 /// The variable with the device, inode and length of the memory file: three numbers with colons between them.
 const MEMORY: &str = "REKINDLE_MEMORY";
+/// The variable that, if set, says that the memory file is to be mapped privately, whatever the program asks for.
+const PRIVATE: &str = "REKINDLE_PRIVATE";
 /// The variable that, if set, says that the kernel itself never touches guest memory.
 const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
 
@@ -20,6 +22,8 @@ pub(crate) struct Asked {
     pub(crate) bytes: u64,
     /// True if a userfaultfd without faults of the kernel is enough.
     pub(crate) user_faults_suffice: bool,
+    /// True if the memory file is an image that other programs map as well, so that writes must not reach it.
+    pub(crate) is_private: bool,
     device: u64,
     inode: u64,
 }
@@ -36,7 +40,8 @@ impl Asked {
         let numbers = memory.as_ref().and_then(|memory| numbers(memory.to_str()?));
         let [device, inode, bytes] = numbers.ok_or(Refusal::Variable { name: MEMORY })?;
         let user_faults_suffice = std::env::var_os(USER_FAULTS).is_some();
-        Ok(Some(Self { socket, bytes, user_faults_suffice, device, inode }))
+        let is_private = std::env::var_os(PRIVATE).is_some();
+        Ok(Some(Self { socket, bytes, user_faults_suffice, is_private, device, inode }))
     }
 
     /// True if `fd` is the memory file, opened by any path.

@@ -24,13 +24,16 @@ pub(crate) struct Mapped {
 
 /// Registers the mapping and sends it to the handler; does not wait for the handler to receive it.
 pub(crate) fn send(asked: &Asked, mapped: Mapped) -> Result<(), Refusal> {
-    let (userfaultfd, mode) = open(asked.user_faults_suffice)?;
+    let (userfaultfd, mode) = open(asked)?;
     let range = GuestRange::new(mapped.start, mapped.bytes);
     userfaultfd.register(range, mode).map_err(|source| Refusal::NotRegistered { source })?;
     let sent = UnixStream::connect(&asked.socket).and_then(|stream| {
         // SAFETY: it is open: the program has just mapped it, in this very call.
         let memory = unsafe { BorrowedFd::borrow_raw(mapped.fd) };
-        fd_passing::send(&stream, message(mapped).as_bytes(), &[userfaultfd.as_fd(), memory])?;
+        let fds = [userfaultfd.as_fd(), memory];
+        // The handler has an image already, and it is not this program's memory.
+        let sent = if asked.is_private { &fds[..1] } else { &fds[..] };
+        fd_passing::send(&stream, message(mapped).as_bytes(), sent)?;
         Ok(stream)
     });
     let stream = sent.map_err(|source| Refusal::NotSent { socket: asked.socket.clone(), source })?;
@@ -38,9 +41,16 @@ pub(crate) fn send(asked: &Asked, mapped: Mapped) -> Result<(), Refusal> {
 }
 
 /// The best userfaultfd of this kernel for shared memory: with page-table scans for written pages, or with events for
-/// them, or without either. The handler chooses a processor for its thread by the thread ids.
-fn open(user_faults_suffice: bool) -> Result<(Userfaultfd, RegisterMode), Refusal> {
+/// them, or without either. A private mapping needs none of these: a written page is the program's own. The handler chooses a processor for its thread by the thread ids.
+fn open(asked: &Asked) -> Result<(Userfaultfd, RegisterMode), Refusal> {
     let missing = Features::EVENT_REMOVE | Features::MISSING_SHMEM;
+    if asked.is_private {
+        let minor = missing | Features::MINOR_SHMEM;
+        let opened = Userfaultfd::open(minor | Features::THREAD_ID).or_else(|_| Userfaultfd::open(minor));
+        let userfaultfd = opened.map_err(|source| Refusal::NoUserfaultfd { source })?;
+        return enough(&userfaultfd, asked.user_faults_suffice)
+            .map(|()| (userfaultfd, RegisterMode::MissingAndMinor));
+    }
     let events = missing | Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM;
     let scans = events | Features::WP_UNPOPULATED | Features::WP_ASYNC;
     let protecting = RegisterMode::MissingAndWriteProtect;
@@ -54,7 +64,7 @@ fn open(user_faults_suffice: bool) -> Result<(Userfaultfd, RegisterMode), Refusa
     for (features, mode) in ways {
         match Userfaultfd::open(features) {
             Ok(userfaultfd) => {
-                return enough(&userfaultfd, user_faults_suffice).map(|()| (userfaultfd, mode));
+                return enough(&userfaultfd, asked.user_faults_suffice).map(|()| (userfaultfd, mode));
             }
             Err(source) => refused = Some(Refusal::NoUserfaultfd { source }),
         }

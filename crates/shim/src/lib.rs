@@ -72,13 +72,16 @@ struct Request {
 /// # Safety
 ///
 /// As mmap(2).
-unsafe fn map(request: Request) -> *mut c_void {
+unsafe fn map(mut request: Request) -> *mut c_void {
     let asked = asked();
     let is_memory = asked.is_some_and(|asked| asked.is_behind(request.fd));
     if let (Some(asked), true) = (asked, is_memory)
         && let Err(refusal) = check(asked, request)
     {
         end(&refusal);
+    }
+    if asked.is_some_and(|asked| is_memory && asked.is_private) {
+        request.flags = (request.flags & !libc::MAP_TYPE) | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     }
     let Request { address, bytes, protection, flags, fd, offset } = request;
     // SAFETY: the caller's promise; the call behind `mmap` is this one.

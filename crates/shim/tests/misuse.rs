@@ -13,6 +13,7 @@ use tempfile::TempDir;
 const ROLE: &str = "SHIM_TEST_ROLE";
 const HANDOVER: &str = "REKINDLE_HANDOVER";
 const MEMORY: &str = "REKINDLE_MEMORY";
+const PRIVATE: &str = "REKINDLE_PRIVATE";
 const BYTES: usize = 16 << 12;
 
 /// The child's output once it has done all of its work.
@@ -51,6 +52,9 @@ fn run(role: &str, socket: Option<&Path>) -> Output {
     let mut command = Command::new(std::env::current_exe().expect("a program has a path"));
     command.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"]);
     command.env("LD_PRELOAD", library()).env(ROLE, role);
+    if role == "image" {
+        command.env(PRIVATE, "1");
+    }
     if let Some(socket) = socket {
         command.env(HANDOVER, socket);
         match role {
@@ -97,6 +101,19 @@ fn memory_is_handed_over_once_and_nothing_else_is_touched() {
     let region = format!("\"size\":{BYTES},\"offset\":0,\"page_size\":4096,\"page_size_kib\":4096}}]");
     assert!(message.starts_with("[{\"base_host_virt_addr\":") && message.ends_with(&region), "{message}");
     assert_eq!((&stream).read(&mut [0]).expect("the child has ended"), 0);
+}
+
+#[test]
+fn memory_that_others_share_is_mapped_privately_and_its_file_is_not_handed_over() {
+    if !userfaultfd_is_here() {
+        return;
+    }
+    let handler = Handler::listen();
+    let output = run("image", Some(&handler.socket()));
+    assert!(said(&output.stdout).contains(DONE), "{}{}", said(&output.stdout), said(&output.stderr));
+    let (stream, _) = handler.listener.accept().expect("it has connected");
+    let (_, fds) = fd_passing::receive(&stream, &mut [0; 4096], 8).expect("one message");
+    assert_eq!(fds.len(), 1, "a userfaultfd");
 }
 
 #[test]
@@ -174,6 +191,10 @@ fn child() {
     let address = mapped.expect("it can be mapped");
     let is_served = std::env::var_os(HANDOVER).is_some();
     assert_eq!(flags_of(address).contains(" um"), is_served, "{}", flags_of(address));
+    // "sh": it is shared; "ui": faults on pages that are in the file and not mapped are served (proc(5)).
+    let is_private = std::env::var_os(PRIVATE).is_some();
+    assert_eq!(flags_of(address).contains(" sh"), !is_private, "{}", flags_of(address));
+    assert_eq!(flags_of(address).contains(" ui"), is_private, "{}", flags_of(address));
     others_are_as_ever();
     println!("{DONE}");
 }

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rekindle_engine::image::Image;
 use rekindle_keeper::{KeeperClient, Role};
 use rekindle_kernel::wakeup::wait_readable;
 use rekindle_kernel::{Memfd, PageKind};
@@ -28,7 +29,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::vmm_process::{Unfinished, VmmProcess};
-use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, SERIAL_FD, SHIM_FD};
+use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, Mapped, SERIAL_FD, SHIM_FD};
 use events::QemuEvents;
 use qmp::Qmp;
 
@@ -84,7 +85,8 @@ impl QemuGuest {
 
     /// Starts a QEMU as a child of the keeper, whose memory is handed over at the socket `handover`, which listens
     /// already; see [`Self::handed_over`]. Its guest stands until [`Self::load`]. The keeper holds under `key` its
-    /// pidfd, [`CONTROL`], [`SERIAL`] and [`EVENTS`]; the memory comes with the hand-over.
+    /// pidfd, [`CONTROL`], [`SERIAL`] and [`EVENTS`]; the memory comes with the hand-over, unless it is a private mapping
+    /// of `image`.
     ///
     /// Once this has returned, ending the process is the caller's, after any failure.
     pub fn resume(
@@ -92,9 +94,14 @@ impl QemuGuest {
         key: &str,
         launch: &Launch,
         handover: &Path,
+        image: Option<&Image>,
     ) -> Result<Self, QemuError> {
-        let memory = empty_memory(launch)?;
-        let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover))?;
+        let (memory, mapped) = match image {
+            // QEMU opens the file by its path, for writing; the library then maps it privately.
+            Some(image) => (image.memfd().try_clone().map_err(no_memory)?, Mapped::Privately),
+            None => (empty_memory(launch)?, Mapped::Shared),
+        };
+        let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover, mapped))?;
         let Begun { process, control, serial, events } = begun;
         let qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
         let (contact, events) = (Contact::New, Some(events));
@@ -251,7 +258,7 @@ impl Begun {
         ];
         match beginning {
             Beginning::Boot => fds.push((Role::Held(MEMORY), memory.as_fd())),
-            Beginning::Resume(_) => fds.push((Role::Child(SHIM_FD), launch.program.shim().as_fd())),
+            Beginning::Resume(..) => fds.push((Role::Child(SHIM_FD), launch.program.shim().as_fd())),
         }
         let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
         // Their ends are QEMU's alone: so its end is the end of what is read.
@@ -273,6 +280,9 @@ fn pair() -> Result<(UnixStream, UnixStream), QemuError> {
 
 fn empty_memory(launch: &Launch) -> Result<Memfd, QemuError> {
     let bytes = launch.spec.options.memory_bytes;
-    let memory = Memfd::create("guest-memory", bytes, PageKind::Small);
-    memory.map_err(|source: io::Error| QemuError::Prepare { doing: "memory for the guest", source })
+    Memfd::create("guest-memory", bytes, PageKind::Small).map_err(no_memory)
+}
+
+fn no_memory(source: io::Error) -> QemuError {
+    QemuError::Prepare { doing: "memory for the guest", source }
 }

@@ -15,7 +15,7 @@ impl Engine {
 
     /// Bytes of RAM that captures hold now, including those that the reaper has not freed yet.
     pub fn capture_bytes_held(&self) -> u64 {
-        self.rules.budget.bytes_held()
+        self.rules.capture_bytes_held()
     }
 
     /// The reason that the store is away, if it is.

@@ -4,6 +4,7 @@ mod collecting;
 mod counts;
 mod deleting;
 mod forgetting;
+mod images;
 mod learned;
 mod lending;
 mod options;
@@ -26,6 +27,7 @@ use crate::fetch::Fetcher;
 use crate::follow::Follower;
 use crate::geometry::GuestPages;
 use crate::identity::{DomainName, SnapshotId};
+use crate::image::Images;
 use crate::key_ring::NoKeyOfDomain;
 use crate::life::{Background, Life, Work};
 use crate::limits;
@@ -177,6 +179,7 @@ impl Engine {
         });
         let rules = PauseRules {
             keys,
+            images: Images::new(budget.clone(), reaper.handle()),
             budget,
             unsealed_max: options.unsealed_max,
             wait: options.pause_wait,

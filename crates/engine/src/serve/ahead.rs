@@ -22,14 +22,19 @@ impl Server {
     /// fails.
     pub(super) fn install_neighbours(&mut self, mut run: GuestPages) {
         while !run.is_empty() {
-            let piece = self.view.piece_at(run.start(), run.count());
-            let ready = piece.readable_now();
-            if ready == 0 {
-                return;
-            }
-            let (pages, end) = self.install_piece(&piece, ready);
+            let (pages, end) = match self.map_from_image(run) {
+                Some(InstallOutcome { pages, end }) => (pages, end),
+                None => {
+                    let piece = self.view.piece_at(run.start(), run.count());
+                    let ready = piece.readable_now();
+                    if ready == 0 {
+                        return;
+                    }
+                    self.install_piece(&piece, ready)
+                }
+            };
             self.counters.pages_neighbour.add(pages);
-            self.note_beside(piece.pages.first_pages(pages));
+            self.note_beside(run.first_pages(pages));
             if !matches!(end, End::Complete) {
                 return;
             }
@@ -81,6 +86,10 @@ impl Server {
             return self.prefetch_unit(run, unit);
         }
         let free = self.installer.pages.untouched(run, page);
+        if let Some(InstallOutcome { pages, end }) = self.map_from_image(free) {
+            self.counters.pages_prefetched.add(pages);
+            return ahead(pages, &end);
+        }
         let piece = self.view.piece_at(page, free.count());
         let ready = piece.readable_now();
         if ready > 0 {

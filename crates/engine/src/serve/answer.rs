@@ -16,6 +16,7 @@ use crate::fetch::FrameWaiter;
 use crate::geometry::{GuestPage, GuestPages};
 use crate::single_flight::Waiter as _;
 use crate::sources::Class;
+use crate::tracking::Tracking;
 use crate::view::{MissingFrame, Piece, PieceSource};
 
 /// Reason of a stall if bytes that seemed good are bad.
@@ -89,6 +90,8 @@ impl Server {
             Access::Write => Protect::Writable,
             Access::Read => self.installer.unwritten(),
             Access::WriteProtected => return self.unprotect(unit),
+            // In the image and not mapped, for whatever access.
+            Access::Unmapped if self.installer.tracking() == Tracking::Diverged => self.installer.unwritten(),
             Access::Unmapped => {
                 let installed = self.installer.map_present(unit);
                 return self.landed(unit, &installed);
@@ -123,6 +126,10 @@ impl Server {
         let alone = protect != self.installer.unwritten();
         let upwards = window.start() == fault.page;
         let limit = if upwards && !alone { window.count() } else { 1 };
+        let wanted = GuestPages::new(fault.page, limit);
+        if !alone && let Some(installed) = self.map_from_image(wanted) {
+            return self.installed_first(window, wanted, &installed);
+        }
         let piece = self.view.piece_at(fault.page, limit);
         let ready = piece.readable_now();
         if ready == 0 {
@@ -138,12 +145,30 @@ impl Server {
             };
         }
         let installed = self.install_ready(&piece, ready, protect);
+        self.installed_first(window, piece.pages, &installed)
+    }
+
+    /// Maps the first pages of `run`, which are in one region, as far as the image has them; none if it lacks the first.
+    pub(super) fn map_from_image(&mut self, run: GuestPages) -> Option<InstallOutcome> {
+        let installed = self.installer.map_shared(run)?;
+        self.counters.pages_shared.add(installed.pages);
+        Some(installed)
+    }
+
+    /// Goes on with the rest of `window` once the faulting page, the first of `run`, was tried with those after it.
+    fn installed_first(
+        &mut self,
+        window: GuestPages,
+        run: GuestPages,
+        installed: &InstallOutcome,
+    ) -> Outcome {
+        let upwards = window.start() == run.start();
         self.counters.pages_neighbour.add(installed.pages.saturating_sub(1));
-        self.note_beside(piece.pages.first_pages(installed.pages).after(1));
+        self.note_beside(run.first_pages(installed.pages).after(1));
         let goes_on = matches!(installed.end, End::Complete) && window.count() > installed.pages;
         let rest =
             if upwards { window.after(installed.pages) } else { window.first_pages(window.count() - 1) };
-        let outcome = self.landed(piece.pages, &installed);
+        let outcome = self.landed(run, installed);
         if goes_on {
             self.install_neighbours(rest);
         }
@@ -235,7 +260,7 @@ impl Server {
             PieceSource::Capture(_)
             | PieceSource::Layer(..)
             | PieceSource::Remote(_)
-            | PieceSource::Lost(_) => self.installer.copy(run, piece.bytes(0, ready), protect),
+            | PieceSource::Lost(_) => self.installer.install(run, piece.bytes(0, ready), protect),
         };
         installed.distrust_if_lost(piece);
         self.count(piece, installed.pages);

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use rekindle_kernel::{EventBuffer, Memfd, Pagemap};
 
 use super::installer::Installer;
 use crate::capture::CapturedPages;
 use crate::handover::Handover;
+use crate::image::Image;
 use crate::page_set::PageSet;
 use crate::regions::Regions;
 use crate::tracking::{EpochSets, StoppedMemory, Tracking, changed_pages};
@@ -33,12 +35,18 @@ pub(super) struct Guest {
 }
 
 impl Epoch {
-    /// Begins the epoch of a guest that was handed over, with `tracking` or the one that its userfaultfd can do.
+    /// Begins the epoch of a guest that was handed over, with `tracking` or the one that its memory and its userfaultfd can
+    /// do.
     pub fn begin(handover: Handover, tracking: Tracking) -> io::Result<Self> {
-        let Handover { regions, userfaultfd, memfd, pid, stream } = handover;
-        let tracking = tracking.possible_with(userfaultfd.granted()?);
+        let Handover { regions, userfaultfd, memfd, image, pid, stream } = handover;
+        let tracking = match image {
+            Some(_) => Tracking::Diverged,
+            None => tracking.possible_with(userfaultfd.granted()?),
+        };
         stream.set_nonblocking(true)?;
-        let (installer, events) = Installer::register(pid, userfaultfd, regions, tracking, memfd.is_some())?;
+        let (mut installer, events) =
+            Installer::register(pid, userfaultfd, regions, tracking, memfd.is_some())?;
+        installer.image = image;
         Ok(Self { installer, guest: Guest { memfd, pid, stream, connected: true }, events })
     }
 
@@ -50,6 +58,16 @@ impl Epoch {
     /// The file of the guest's memory, if it is shared.
     pub fn memfd(&self) -> Option<&Memfd> {
         self.guest.memfd.as_ref()
+    }
+
+    /// The image that the guest shares with others, as long as it runs from the image's snapshot.
+    pub fn image(&self) -> Option<&Arc<Image>> {
+        self.installer.image.as_ref()
+    }
+
+    /// Goes on with the image that the guest's memory is a private mapping of, after a recovery.
+    pub fn share(&mut self, image: Arc<Image>) {
+        self.installer.image = Some(image);
     }
 
     /// The VMM's process.
@@ -97,6 +115,8 @@ impl Epoch {
             self.installer.protect(kept)?;
         }
         self.installer.pages.forget(kept);
+        // It has pages of the snapshot before: what the guest lacks from now on it gets as its own.
+        self.installer.image = None;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The facts of a served guest that its record has, and the digest by which its journal is known.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::regions::{Region, Regions};
 use crate::tracking::Tracking;
@@ -14,6 +15,9 @@ pub struct EpochFacts {
     pub regions: Vec<Region>,
     /// The way in which the guest's writes are tracked.
     pub tracking: Tracking,
+    /// The snapshot of whose image its memory is a private mapping; none where its memory is its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Uuid>,
 }
 
 /// A digest of an epoch's facts, the same in every version.
@@ -23,6 +27,7 @@ pub(super) fn digest_of(pid: u32, regions: &Regions, tracking: Tracking) -> [u8;
         Tracking::Scan => 0,
         Tracking::Events => 1,
         Tracking::Resident => 2,
+        Tracking::Diverged => 3,
     };
     let mut add = |word: u64| {
         hasher.update(&word.to_le_bytes());

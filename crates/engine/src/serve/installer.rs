@@ -1,6 +1,7 @@
 //! Installs pages into a guest, and translates the kernel's answers into pages.
 
 use std::io;
+use std::sync::Arc;
 
 use rekindle_kernel::{EventBuffer, GuestRange, Install, Protect, RegisterMode, Source, Userfaultfd};
 
@@ -8,6 +9,7 @@ use super::epoch_facts::digest_of;
 use super::epoch_pages::EpochPages;
 use super::journal::{Head, Journal};
 use crate::geometry::{GuestPages, PAGE_BYTES, bytes_of_pages, usize_of};
+use crate::image::{Brought, Image};
 use crate::page_set::PageSet;
 use crate::regions::Regions;
 use crate::tracking::Tracking;
@@ -21,6 +23,8 @@ pub(super) struct Installer {
     pub(super) tracking: Tracking,
     /// True for private small pages: their zero pages take no memory.
     pub(super) shares_zeroes: bool,
+    /// The image of the snapshot that the guest runs from, of which its memory is a private mapping.
+    pub(super) image: Option<Arc<Image>>,
     pub(super) pages: EpochPages,
 }
 
@@ -70,9 +74,10 @@ impl Installer {
         tracking: Tracking,
         shared: bool,
     ) -> io::Result<(Self, EventBuffer)> {
-        let mode = match tracking.protects() {
-            true => RegisterMode::MissingAndWriteProtect,
-            false => RegisterMode::Missing,
+        let mode = match tracking {
+            Tracking::Scan | Tracking::Events => RegisterMode::MissingAndWriteProtect,
+            Tracking::Resident => RegisterMode::Missing,
+            Tracking::Diverged => RegisterMode::MissingAndMinor,
         };
         let mut shares_zeroes = !shared;
         for region in regions.iter() {
@@ -81,7 +86,7 @@ impl Installer {
         let facts = digest_of(pid, &regions, tracking);
         let (journal, events) = Journal::create(&Head { pages: regions.pages(), shares_zeroes, facts })?;
         let pages = EpochPages::new(journal);
-        Ok((Self { userfaultfd, regions, tracking, shares_zeroes, pages }, events))
+        Ok((Self { userfaultfd, regions, tracking, shares_zeroes, image: None, pages }, events))
     }
 
     /// The way in which writes are tracked.
@@ -91,7 +96,38 @@ impl Installer {
 
     /// The protection of a page that is not known to be written.
     pub(super) fn unwritten(&self) -> Protect {
-        if self.tracking.protects() { Protect::Protected } else { Protect::Writable }
+        match self.tracking.protects() || self.image.is_some() {
+            true => Protect::Protected,
+            false => Protect::Writable,
+        }
+    }
+
+    /// Installs unwritten `pages` from `source`, which has their length: by the image, if there is one.
+    pub(super) fn install(
+        &mut self,
+        pages: GuestPages,
+        source: Source<'_>,
+        protect: Protect,
+    ) -> InstallOutcome {
+        let Some(image) = self.image.as_ref().filter(|_| protect == Protect::Protected) else {
+            return self.copy(pages, source, protect);
+        };
+        match image.bring(pages, source) {
+            // It may have been given back since.
+            Brought::All => {
+                self.map_shared(pages).unwrap_or(InstallOutcome { pages: 0, end: End::Interrupted })
+            }
+            Brought::NoRoom => self.copy(pages, source, Protect::Writable),
+            Brought::SourceLost => InstallOutcome { pages: 0, end: End::SourceLost },
+        }
+    }
+
+    /// Maps the first of `pages`, which are in one region, as far as the image has them; none if it lacks the first.
+    pub(super) fn map_shared(&mut self, pages: GuestPages) -> Option<InstallOutcome> {
+        // The kernel maps a private mapping's page read-only, and gives the guest its own when it writes.
+        let map = |here| self.userfaultfd.continue_shared(self.range(here), Protect::Writable);
+        let (here, install) = self.image.as_ref()?.map(pages, map)?;
+        Some(self.landed(install, here))
     }
 
     /// Installs `pages`, which are in one region, from `source`, which has their length.

@@ -26,6 +26,8 @@ pub struct KeptEpoch {
     pub userfaultfd: OwnedFd,
     /// The file of the guest's memory, if it is shared.
     pub memfd: Option<OwnedFd>,
+    /// The file of the image that its memory is a private mapping of.
+    pub image: Option<OwnedFd>,
     /// Open while the VMM lives.
     pub stream: OwnedFd,
     /// The server's notes on the guest's pages.
@@ -73,6 +75,7 @@ impl KeptEpoch {
             facts: self.facts.clone(),
             userfaultfd: self.userfaultfd.try_clone()?,
             memfd: self.memfd.as_ref().map(OwnedFd::try_clone).transpose()?,
+            image: self.image.as_ref().map(OwnedFd::try_clone).transpose()?,
             stream: self.stream.try_clone()?,
             journal: self.journal.try_clone()?,
         })
@@ -81,7 +84,7 @@ impl KeptEpoch {
     /// False only where the guest has written nothing and given nothing back in this epoch. It may run meanwhile, and so
     /// may its server.
     pub(super) fn may_have_changed(&self, pages: u32) -> io::Result<bool> {
-        let EpochFacts { pid, regions, tracking } = &self.facts;
+        let EpochFacts { pid, regions, tracking, image: _ } = &self.facts;
         let regions = Regions::new(regions.clone(), pages).map_err(io::Error::other)?;
         let memfd = self.memfd.as_ref().map(OwnedFd::try_clone).transpose()?;
         let memfd = memfd.map(Memfd::adopt).transpose().map_err(io::Error::other)?;
@@ -96,7 +99,8 @@ impl Epoch {
     /// The facts to record before the guest is served.
     pub fn facts(&self) -> EpochFacts {
         let regions = self.regions().iter().copied().collect();
-        EpochFacts { pid: self.pid(), regions, tracking: self.tracking() }
+        let image = self.image().map(|image| image.snapshot().uuid());
+        EpochFacts { pid: self.pid(), regions, tracking: self.tracking(), image }
     }
 
     /// Everything that another process needs to continue after this one; to be given to the keeper before the guest is
@@ -106,6 +110,7 @@ impl Epoch {
             facts: self.facts(),
             userfaultfd: self.installer.userfaultfd.as_fd().try_clone_to_owned()?,
             memfd: self.memfd().map(|memfd| memfd.as_fd().try_clone_to_owned()).transpose()?,
+            image: self.image().map(|image| image.memfd().as_fd().try_clone_to_owned()).transpose()?,
             stream: self.guest.stream.as_fd().try_clone_to_owned()?,
             journal: self.installer.pages.journal().kept()?,
         })
@@ -115,9 +120,9 @@ impl Epoch {
     /// is gone.
     ///
     /// Removed and written pages are known; installed ones are not, and are found out by installing. Unread removes are
-    /// read when the guest is served.
+    /// read when the guest is served. It shares no image until [`Self::share`].
     pub fn recover(kept: KeptEpoch) -> Result<Self, RecoverError> {
-        let KeptEpoch { facts, userfaultfd, memfd, stream, journal } = kept;
+        let KeptEpoch { facts, userfaultfd, memfd, image: _, stream, journal } = kept;
         let Recovered { head, journal, events, removed, written } = Journal::recover(journal)?;
         let regions = Regions::new(facts.regions, head.pages)?;
         if digest_of(facts.pid, &regions, facts.tracking) != head.facts {
@@ -138,8 +143,14 @@ impl Epoch {
                 regions.pages_in(range).for_each(|run| pages.remove(run));
             }
         }
-        let installer =
-            Installer { userfaultfd, regions, tracking, shares_zeroes: head.shares_zeroes, pages };
+        let installer = Installer {
+            userfaultfd,
+            regions,
+            tracking,
+            shares_zeroes: head.shares_zeroes,
+            image: None,
+            pages,
+        };
         Ok(Self { installer, guest: Guest { memfd, pid: facts.pid, stream, connected: true }, events })
     }
 }

@@ -65,8 +65,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(served: Served, installer: Installer, guest: Guest, side: ServerSide) -> Self {
+    pub(super) fn new(served: Served, mut installer: Installer, guest: Guest, side: ServerSide) -> Self {
         let Served { view, fetcher, options } = served;
+        if installer.image.as_ref().is_some_and(|image| !image.is_of(&view)) {
+            installer.image = None;
+        }
         let (mailbox, counters, board) = side;
         Self {
             walks: Walks::new(options.neighbours),

@@ -20,6 +20,8 @@ pub struct ServeStats {
     pub pages_from_peer: u64,
     /// Pages installed as zeroes.
     pub pages_zero: u64,
+    /// Pages mapped from the image that other guests of the snapshot share, which had them.
+    pub pages_shared: u64,
     /// The pages from captures, by the phase of their snapshot's view.
     pub capture_by_phase: PagesByPhase,
     /// The pages from layers, by the phase of their snapshot's view.
@@ -83,6 +85,7 @@ impl ServeStats {
         self.pages_from_layer += other.pages_from_layer;
         self.pages_from_peer += other.pages_from_peer;
         self.pages_zero += other.pages_zero;
+        self.pages_shared += other.pages_shared;
         self.capture_by_phase.add(other.capture_by_phase);
         self.layer_by_phase.add(other.layer_by_phase);
         self.peer_by_phase.add(other.peer_by_phase);
@@ -107,6 +110,7 @@ pub(super) struct Counters {
     pub(super) layer: PhaseCounters,
     pub(super) remote: PhaseCounters,
     pub(super) zero: PhaseCounters,
+    pub(super) pages_shared: Counter,
     pub(super) pages_neighbour: Counter,
     pub(super) pages_prefetched: Counter,
     pub(super) pages_removed: Counter,
@@ -157,6 +161,7 @@ impl Counters {
             pages_from_layer: layer.sum(),
             pages_from_peer: peer.sum(),
             pages_zero: zero.sum(),
+            pages_shared: self.pages_shared.get(),
             capture_by_phase: capture,
             layer_by_phase: layer,
             peer_by_phase: peer,

@@ -5,9 +5,11 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rekindle_engine::handover::Handover;
+use rekindle_engine::image::Image;
 use rekindle_kernel::{
     Backing, Features, GuestMemory, HugepageReservation, Memfd, PAGE_BYTES, PageKind, RegisterMode,
     Userfaultfd, fd_passing,
@@ -19,6 +21,8 @@ pub(crate) enum Kind {
     Private,
     Shared,
     Huge,
+    /// A private mapping of an image; see [`Guest::on_image`].
+    Image,
 }
 
 /// Memory in two regions, the later one usually at the lower address.
@@ -48,7 +52,7 @@ impl Guest {
             }
         };
         let (page_kind, shift) = match kind {
-            Kind::Private | Kind::Shared => (PageKind::Small, PAGE_BYTES * 3),
+            Kind::Private | Kind::Shared | Kind::Image => (PageKind::Small, PAGE_BYTES * 3),
             Kind::Huge => (PageKind::Huge, 0),
         };
         let bytes = pages * PAGE_BYTES;
@@ -62,41 +66,54 @@ impl Guest {
             }
         };
         let memfd = match kind {
-            Kind::Private => None,
+            Kind::Private | Kind::Image => None,
             Kind::Shared | Kind::Huge => {
                 Some(Memfd::create("guest", u64::try_from(bytes).unwrap(), page_kind).unwrap())
             }
         };
-        let half = bytes / 2;
-        let mut regions = Vec::new();
-        for at in [0, half] {
-            let backing = match &memfd {
-                Some(memfd) => Backing::Shared(memfd, u64::try_from(at).unwrap()),
-                None => Backing::Private(page_kind),
-            };
-            match GuestMemory::map(backing, half, shift) {
-                Ok(memory) => regions.push(memory),
-                Err(error) => {
-                    skipped(test, &error);
-                    return None;
-                }
-            }
-        }
+        let backing = |at: usize| match &memfd {
+            Some(memfd) => Backing::Shared(memfd, u64::try_from(at).unwrap()),
+            None => Backing::Private(page_kind),
+        };
         let mode = match features.contains(Features::WP_ASYNC) {
             true => RegisterMode::MissingAndWriteProtect,
             false => RegisterMode::Missing,
         };
-        for region in &regions {
-            userfaultfd.register(region.range(), mode).unwrap();
-        }
-        let message = message(&regions, page_kind, half);
-        let (stream, theirs) = UnixStream::pair().unwrap();
-        let mut fds = vec![userfaultfd.as_fd()];
-        fds.extend(memfd.as_ref().map(AsFd::as_fd));
-        fd_passing::send(&stream, message.as_bytes(), &fds).unwrap();
-        let volume_pages = u32::try_from(pages).unwrap();
-        let handover = Handover::receive(theirs, volume_pages, Duration::from_secs(10)).unwrap();
+        let mapped = [0, bytes / 2].map(|at| GuestMemory::map(backing(at), bytes / 2, shift));
+        let regions = match mapped.into_iter().collect::<Result<Vec<_>, _>>() {
+            Ok(regions) => regions,
+            Err(error) => {
+                skipped(test, &error);
+                return None;
+            }
+        };
+        let (stream, handover) = hand_over(&userfaultfd, &regions, mode, memfd.as_ref());
         Some((Self { regions, region_pages: pages / 2, pages, stream, _huge_pages: huge_pages }, handover))
+    }
+
+    /// A guest that maps an image privately and has just connected; none, after printing the reason, if there cannot be
+    /// one.
+    pub(crate) fn on_image(test: &str, image: &Arc<Image>) -> Option<(Self, Handover)> {
+        let features = Features::EVENT_REMOVE | Features::MISSING_SHMEM | Features::MINOR_SHMEM;
+        let userfaultfd = match Userfaultfd::open(features | Features::THREAD_ID) {
+            Ok(userfaultfd) => userfaultfd,
+            Err(error) => {
+                skipped(test, &error);
+                return None;
+            }
+        };
+        let bytes = usize::try_from(image.memfd().bytes()).unwrap();
+        let (pages, half) = (bytes / PAGE_BYTES, bytes / 2);
+        let memfd = Memfd::adopt(image.memfd().reopen_to_read().unwrap()).unwrap();
+        let regions = [0, half].map(|at| {
+            let backing = Backing::PrivateOf(&memfd, u64::try_from(at).unwrap());
+            GuestMemory::map(backing, half, PAGE_BYTES * 3).unwrap()
+        });
+        let mode = RegisterMode::MissingAndMinor;
+        let (stream, handover) = hand_over(&userfaultfd, &regions, mode, None);
+        let guest =
+            Self { regions: regions.into(), region_pages: pages / 2, pages, stream, _huge_pages: None };
+        Some((guest, Handover { image: Some(Arc::clone(image)), ..handover }))
     }
 
     /// The first word of a page.
@@ -122,7 +139,7 @@ impl Guest {
     /// Gives pages back, in one region.
     pub(crate) fn discard(&self, page: usize, pages: usize, kind: Kind) {
         let how = match kind {
-            Kind::Private => rekindle_kernel::Discard::DontNeed,
+            Kind::Private | Kind::Image => rekindle_kernel::Discard::DontNeed,
             Kind::Shared | Kind::Huge => rekindle_kernel::Discard::Remove,
         };
         let (region, offset) = self.place(page);
@@ -163,6 +180,26 @@ pub(crate) fn content(word: u64) -> Vec<u8> {
         this
     });
     words.flat_map(u64::to_le_bytes).collect()
+}
+
+/// Registers the regions, and hands them over with the file.
+fn hand_over(
+    userfaultfd: &Userfaultfd,
+    regions: &[GuestMemory],
+    mode: RegisterMode,
+    memfd: Option<&Memfd>,
+) -> (UnixStream, Handover) {
+    for region in regions {
+        userfaultfd.register(region.range(), mode).unwrap();
+    }
+    let half = regions[0].bytes();
+    let message = message(regions, regions[0].page_kind(), half);
+    let (stream, theirs) = UnixStream::pair().unwrap();
+    let mut fds = vec![userfaultfd.as_fd()];
+    fds.extend(memfd.map(AsFd::as_fd));
+    fd_passing::send(&stream, message.as_bytes(), &fds).unwrap();
+    let volume_pages = u32::try_from(regions.len() * half / PAGE_BYTES).unwrap();
+    (stream, Handover::receive(theirs, volume_pages, Duration::from_secs(10)).unwrap())
 }
 
 fn message(regions: &[GuestMemory], kind: PageKind, half: usize) -> String {

@@ -50,6 +50,13 @@ impl Node {
         Self { engine: Engine::start(options).unwrap(), directory, catalog: None }
     }
 
+    /// A node with RAM for captures of this many bytes.
+    pub(crate) fn with_captures(capture_bytes_max: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = EngineOptions { capture_bytes_max, ..options_of(&directory, "first") };
+        Self { engine: Engine::start(options).unwrap(), directory, catalog: None }
+    }
+
     /// The same, with room for this many bytes of layer files.
     pub(crate) fn with_room(share: u8, bytes_max: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
@@ -192,6 +199,7 @@ pub(crate) fn features(tracking: Tracking) -> Features {
         Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
         Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
         Tracking::Resident => Features::NONE,
+        Tracking::Diverged => Features::MISSING_SHMEM | Features::MINOR_SHMEM,
     }
 }
 

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, ValueEnum};
 use rekindle_kernel::PageKind;
 
+/// The descriptor of the memory file in a guest that maps one privately. Low numbers may be the keeper's own.
+pub const IMAGE_FD: i32 = 25;
+
 /// The guest to be. Its control socket is its standard input.
 #[derive(Args, Clone, Debug, PartialEq, Eq)]
 pub struct GuestArguments {
@@ -44,6 +47,8 @@ pub enum MemoryKind {
     Huge,
     /// Private anonymous memory of 2 MiB pages
     PrivateHuge,
+    /// A private mapping of the memory file that is open under [`IMAGE_FD`]
+    Image,
 }
 
 /// Way in which written pages are found; it decides the features and registrations of the guest's userfaultfd.
@@ -104,7 +109,7 @@ impl MemoryKind {
     /// The pages the kernel installs.
     pub fn page_kind(self) -> PageKind {
         match self {
-            Self::Shared | Self::Private => PageKind::Small,
+            Self::Shared | Self::Private | Self::Image => PageKind::Small,
             Self::Huge | Self::PrivateHuge => PageKind::Huge,
         }
     }
@@ -113,7 +118,7 @@ impl MemoryKind {
     pub fn is_shared(self) -> bool {
         match self {
             Self::Shared | Self::Huge => true,
-            Self::Private | Self::PrivateHuge => false,
+            Self::Private | Self::PrivateHuge | Self::Image => false,
         }
     }
 }

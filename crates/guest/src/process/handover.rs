@@ -55,7 +55,7 @@ impl HandedOver {
         let userfaultfd = open(memory.kind(), tracking)?;
         for region in memory.regions() {
             let range = GuestRange { start: region.start, bytes: region.bytes };
-            userfaultfd.register(range, register_mode(tracking)).with_context(|| {
+            userfaultfd.register(range, register_mode(memory.kind(), tracking)).with_context(|| {
                 format!("registering guest memory at {:#x} for {tracking:?} tracking", region.start)
             })?;
         }
@@ -94,9 +94,12 @@ fn features(kind: MemoryKind, tracking: TrackingKind) -> Features {
         MemoryKind::Huge | MemoryKind::PrivateHuge => {
             Features::EVENT_REMOVE.union(Features::MISSING_HUGETLBFS)
         }
+        MemoryKind::Image => {
+            Features::EVENT_REMOVE.union(Features::MISSING_SHMEM).union(Features::MINOR_SHMEM)
+        }
     };
     let protecting = match kind {
-        MemoryKind::Private => Features::PAGEFAULT_FLAG_WP,
+        MemoryKind::Private | MemoryKind::Image => Features::PAGEFAULT_FLAG_WP,
         MemoryKind::Shared | MemoryKind::Huge | MemoryKind::PrivateHuge => {
             Features::PAGEFAULT_FLAG_WP.union(Features::WP_HUGETLBFS_SHMEM)
         }
@@ -110,10 +113,11 @@ fn features(kind: MemoryKind, tracking: TrackingKind) -> Features {
     }
 }
 
-fn register_mode(tracking: TrackingKind) -> RegisterMode {
-    match tracking {
-        TrackingKind::Resident => RegisterMode::Missing,
-        TrackingKind::Events | TrackingKind::Scan => RegisterMode::MissingAndWriteProtect,
+fn register_mode(kind: MemoryKind, tracking: TrackingKind) -> RegisterMode {
+    match (kind, tracking) {
+        (MemoryKind::Image, _) => RegisterMode::MissingAndMinor,
+        (_, TrackingKind::Resident) => RegisterMode::Missing,
+        (_, TrackingKind::Events | TrackingKind::Scan) => RegisterMode::MissingAndWriteProtect,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Guest memory: its regions, accessed by page number.
 
+use std::fs::File;
 use std::io;
 
 use anyhow::{Context as _, ensure};
 use rekindle_kernel::guest_memory::Backing;
 use rekindle_kernel::{Discard, GuestMemory, Memfd, PAGE_BYTES, PageKind};
 
-use super::arguments::MemoryKind;
+use super::arguments::{IMAGE_FD, MemoryKind};
 use super::protocol::MemoryRegion;
 
 /// Largest number of regions.
@@ -39,7 +40,11 @@ impl GuestSpace {
             "every region has at least one page of {unit} bytes"
         );
         let pages = u32::try_from(bytes / u64::try_from(PAGE_BYTES)?).context("memory is too large")?;
-        let memfd = kind.is_shared().then(|| Memfd::create("guest-memory", bytes, page_kind)).transpose()?;
+        let memfd = match kind {
+            MemoryKind::Shared | MemoryKind::Huge => Some(Memfd::create("guest-memory", bytes, page_kind)?),
+            MemoryKind::Image => Some(image(bytes)?),
+            MemoryKind::Private | MemoryKind::PrivateHuge => None,
+        };
         let mut space = Self { kind, memfd, regions: Vec::with_capacity(regions), pages };
         for pages in region_pages(kind, pages, regions)? {
             space.map_region(pages)?;
@@ -56,9 +61,9 @@ impl GuestSpace {
         self.pages
     }
 
-    /// The file behind the memory, unless it is private.
+    /// The file of the memory, unless it is private.
     pub(super) fn memfd(&self) -> Option<&Memfd> {
-        self.memfd.as_ref()
+        self.memfd.as_ref().filter(|_| self.kind.is_shared())
     }
 
     /// The regions, by offset.
@@ -121,7 +126,8 @@ impl GuestSpace {
             PageKind::Huge => 0,
         };
         let backing = match &self.memfd {
-            Some(memfd) => Backing::Shared(memfd, offset_of(first_page)),
+            Some(memfd) if self.kind.is_shared() => Backing::Shared(memfd, offset_of(first_page)),
+            Some(memfd) => Backing::PrivateOf(memfd, offset_of(first_page)),
             None => Backing::Private(self.kind.page_kind()),
         };
         let memory = GuestMemory::map(backing, index(pages) * PAGE_BYTES, shift)?;
@@ -135,6 +141,14 @@ impl GuestSpace {
         let region = self.regions[..after].last().expect("the first region begins at page 0");
         (region, index(page - region.first_page) * PAGE_BYTES)
     }
+}
+
+/// The file of which the memory is a private mapping: opened anew to read, as nothing here may write it.
+fn image(bytes: u64) -> anyhow::Result<Memfd> {
+    let file = File::open(format!("/proc/self/fd/{IMAGE_FD}")).context("there is no image to map")?;
+    let memfd = Memfd::adopt(file.into()).context("the image")?;
+    ensure!(memfd.bytes() == bytes, "an image of {} bytes is no memory of {bytes}", memfd.bytes());
+    Ok(memfd)
 }
 
 /// A page number as an index.

@@ -41,6 +41,9 @@ pub struct ResumeArguments {
     /// The pages to bring ahead of its guest [default: the daemon's setting]
     #[arg(long, value_name = "PAGES")]
     prefault: Option<Prefault>,
+    /// Whose pages its guest runs on [default: the daemon's setting]
+    #[arg(long, value_name = "MODE")]
+    memory_mode: Option<MemoryMode>,
     #[command(flatten)]
     network: NetworkArguments,
     #[command(flatten)]
@@ -74,6 +77,24 @@ impl From<Prefault> for types::Prefault {
             Prefault::None => Self::None,
             Prefault::WorkingSet => Self::WorkingSet,
             Prefault::All => Self::All,
+        }
+    }
+}
+
+/// Whose pages a resumed guest runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MemoryMode {
+    /// Its own, which a pause takes over as they are
+    Own,
+    /// Those that the snapshot's guests share; a pause copies what it wrote
+    Shared,
+}
+
+impl From<MemoryMode> for types::MemoryMode {
+    fn from(mode: MemoryMode) -> Self {
+        match mode {
+            MemoryMode::Own => Self::Own,
+            MemoryMode::Shared => Self::Shared,
         }
     }
 }
@@ -120,6 +141,9 @@ pub struct ForkArguments {
     /// The pages to bring ahead of their guests [default: the daemon's setting]
     #[arg(long, value_name = "PAGES")]
     prefault: Option<Prefault>,
+    /// Whose pages their guests run on [default: the daemon's setting]
+    #[arg(long, value_name = "MODE")]
+    memory_mode: Option<MemoryMode>,
     /// A key of your choice: the same request under the same key is done once, however often it is sent
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -154,6 +178,7 @@ pub fn run(session: &Session, arguments: &ResumeArguments) -> anyhow::Result<Sta
                 netns: arguments.network.netns(),
                 from_last_snapshot: arguments.from_last_snapshot,
                 prefault: arguments.prefault.map(types::Prefault::from),
+                memory_mode: arguments.memory_mode.map(types::MemoryMode::from),
                 checkpoints: arguments.period.checkpoints(),
             };
             let id = sandbox.id.to_string();
@@ -189,6 +214,7 @@ impl ResumeArguments {
             taps: self.network.taps(),
             netns: self.network.netns(),
             prefault: self.prefault.map(types::Prefault::from),
+            memory_mode: self.memory_mode.map(types::MemoryMode::from),
             from: self.from.clone(),
             checkpoints: self.period.checkpoints(),
         })
@@ -219,14 +245,17 @@ pub fn fork(session: &Session, arguments: &ForkArguments) -> anyhow::Result<Stat
 }
 
 fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> anyhow::Result<Vec<Sandbox>> {
-    let ForkArguments { count, name, labels, network, period, prefault, idempotency_key, .. } = arguments;
+    let ForkArguments {
+        count, name, labels, network, period, prefault, memory_mode, idempotency_key, ..
+    } = arguments;
     let (taps, netns) = (network.taps(), network.netns());
     let (id, key, labels) = (target.id().to_string(), idempotency_key.as_deref(), labels.labels()?);
     let (count, name, prefault) = (*count, name.clone(), prefault.map(types::Prefault::from));
     let checkpoints = period.checkpoints();
+    let memory_mode = memory_mode.map(types::MemoryMode::from);
     Ok(match target {
         Target::Sandbox(_) => {
-            let how = ForkSandbox { count, name, labels, taps, netns, prefault, checkpoints };
+            let how = ForkSandbox { count, name, labels, taps, netns, prefault, memory_mode, checkpoints };
             client.fork_sandbox(&id, key, &how)?
         }
         Target::Snapshot(_) => {
@@ -237,6 +266,7 @@ fn make_forks(client: &Client, target: &Target, arguments: &ForkArguments) -> an
                 taps,
                 netns,
                 prefault,
+                memory_mode,
                 checkpoints,
                 ..ResumeSnapshot::default()
             };

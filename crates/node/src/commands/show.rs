@@ -104,8 +104,13 @@ fn sandbox_facts(sandbox: &Sandbox, now_ms: u64) -> Rows {
         rows.fact(
             "pages served",
             format!(
-                "{} from captures, {} from layers, {} from another node, {} zero; {} faults answered",
-                served.from_capture, served.from_layer, served.from_peer, served.zero, served.faults
+                "{} from captures, {} from layers, {} from another node, {} shared with others, {} zero; {} faults answered",
+                served.from_capture,
+                served.from_layer,
+                served.from_peer,
+                served.shared,
+                served.zero,
+                served.faults
             ),
         );
     }

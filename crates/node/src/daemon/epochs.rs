@@ -15,6 +15,7 @@ use super::keys::guest_key;
 const USERFAULTFD: &str = "userfaultfd";
 const STREAM: &str = "stream";
 const JOURNAL: &str = "journal";
+const IMAGE: &str = "image";
 
 /// Hands to the keeper what the guest's faults reach us by, before the first of them is answered.
 pub(super) fn keep_epoch(keeping: &Keeping, guest: Uuid, epoch: &Epoch) -> anyhow::Result<EpochFacts> {
@@ -31,6 +32,7 @@ pub(super) fn put_epoch(keeper: &KeeperClient, key: &str, kept: &KeptEpoch) -> R
         (JOURNAL, kept.journal.as_fd()),
     ];
     fds.extend(kept.memfd.as_ref().map(|memfd| (MEMORY, memfd.as_fd())));
+    fds.extend(kept.image.as_ref().map(|image| (IMAGE, image.as_fd())));
     keeper.add(key, &fds)
 }
 
@@ -40,6 +42,7 @@ pub(super) fn kept_epoch(held: &mut Held, facts: EpochFacts) -> std::io::Result<
         facts,
         userfaultfd: take_fd(held, USERFAULTFD)?,
         memfd: held.fds.remove(MEMORY),
+        image: held.fds.remove(IMAGE),
         stream: take_fd(held, STREAM)?,
         journal: take_fd(held, JOURNAL)?,
     })

@@ -85,6 +85,7 @@ impl Sandboxes {
         let each = ResumeSandbox {
             serve_before_seal: how.serve_before_seal,
             prefault: how.prefault,
+            memory_mode: Some(self.memory_mode(how.memory_mode, &known, count)?),
             checkpoints: how.checkpoints,
             ..ResumeSandbox::default()
         };
@@ -120,6 +121,7 @@ impl Sandboxes {
         };
         let each = ResumeSandbox {
             prefault: how.prefault,
+            memory_mode: Some(self.memory_mode(how.memory_mode, &source.known, count)?),
             checkpoints: how.checkpoints,
             ..ResumeSandbox::default()
         };

@@ -78,6 +78,7 @@ pub(super) fn served_pages(stats: &ServeStats) -> ServedPages {
         from_capture: stats.pages_from_capture,
         from_layer: stats.pages_from_layer,
         from_peer: stats.pages_from_peer,
+        shared: stats.pages_shared,
         zero: stats.pages_zero,
         faults: stats.faults,
     }

@@ -2,12 +2,13 @@
 //! share. Drivers of guests take it, and know nothing of names, records and requests.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rekindle_api::control::Answer;
 use rekindle_api::problem::{Code, Problem};
 use rekindle_engine::engine::Engine;
 use rekindle_engine::origin::Origin;
+use rekindle_kernel::{Features, Pagemap, Userfaultfd};
 use rekindle_metrics::Metrics;
 use rekindle_peer::PeerClients;
 use rekindle_settings::Settings;
@@ -77,6 +78,17 @@ impl Host {
     /// The settings as they are now.
     pub(super) fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// True if this kernel lets guests share pages: it reports faults on pages that are in a file and not mapped, and tells
+    /// the pages that a guest has of its own.
+    pub(super) fn kernel_shares(&self) -> bool {
+        static SHARES: OnceLock<bool> = OnceLock::new();
+        *SHARES.get_or_init(|| {
+            let needed = Features::MINOR_SHMEM | Features::MISSING_SHMEM;
+            Userfaultfd::offered().is_ok_and(|offered| offered.contains(needed))
+                && Pagemap::of_self().is_ok_and(|pagemap| pagemap.offers_scan())
+        })
     }
 
     /// Takes over the settings that can change at run time.

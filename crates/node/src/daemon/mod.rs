@@ -46,6 +46,7 @@ mod layer_disk;
 mod listed_snapshots;
 mod live;
 mod machines;
+mod memory_mode;
 mod moment;
 mod moving;
 mod names;

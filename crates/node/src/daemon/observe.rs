@@ -51,6 +51,7 @@ impl Daemon {
         observed.captures = Captures {
             bytes_held: self.host.engine.capture_bytes_held(),
             bytes_max: self.host.settings().capture_bytes_max,
+            image_bytes: self.host.engine.image_bytes_held(),
             oldest_age: oldest
                 .map_or(Duration::ZERO, |oldest| Duration::from_millis(unix_ms().saturating_sub(oldest))),
         };

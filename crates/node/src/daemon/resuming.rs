@@ -100,8 +100,9 @@ impl Sandboxes {
         asked.check()?;
         let _first = self.host.engine.precedence().bring_up();
         let prefault = how.prefault.map_or_else(|| self.host.settings().prefault, prefault_of);
-        let live =
-            self.born(&spec, room, |birth| Live::resume(&self.host, birth, (&known.snapshot, prefault)))?;
+        let mode = self.memory_mode(how.memory_mode, known, 1)?;
+        let live = self
+            .born(&spec, room, |birth| Live::resume(&self.host, birth, (&known.snapshot, prefault), mode))?;
         Ok((live, spec))
     }
 }

@@ -13,11 +13,12 @@ use crate::program::{Place, ProgramOutput, said};
 /// `nobody` and `nogroup` of Debian.
 const NOBODY: u32 = 65_534;
 
-const NAMES: [&str; 28] = [
+const NAMES: [&str; 29] = [
     "kernel",
     "page faults",
     "fault features",
     "write tracking",
+    "shared pages",
     "memory files",
     "process handles",
     "guests' memory",

@@ -13,6 +13,7 @@ use rekindle_testkit::random::Random;
 use rekindle_testkit::skip::skipped;
 
 use crate::machine_console::{Console, have_qemu, linux, tiny};
+use crate::shared_memory::shared;
 use crate::support::{Node, Outage, files_in, pause_as};
 
 const TIER: &str = "machines in QEMU";
@@ -71,6 +72,8 @@ fn live_through(board: Board, accelerator: Accelerator) {
         console.ask("dirty 3 10", "dirtied ");
         console.assert_verified();
     }
+    assert!(shared(&node, "fork-1") + shared(&node, "fork-2") > 0, "the forks share pages");
+    assert_eq!(shared(&node, "vm"), 0);
     node.pause("fork-1", "second");
     node.resume("fork-1");
     Console::from_now(&node.client, "fork-1").assert_verified();

@@ -40,6 +40,7 @@ mod restarts;
 mod retention;
 mod room;
 mod run_directory;
+mod shared_memory;
 mod sockets;
 mod spreads;
 mod two_nodes;

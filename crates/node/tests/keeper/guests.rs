@@ -25,7 +25,8 @@ fn options(guest: GuestArguments) -> GuestOptions {
 }
 
 fn guest_under(keeper: &KeeperClient) -> ProcessGuest {
-    ProcessGuest::spawn_under(keeper, KEY, &options(GuestArguments::fresh(16 * MIB))).expect("a guest starts")
+    ProcessGuest::spawn_under(keeper, KEY, &options(GuestArguments::fresh(16 * MIB)), None)
+        .expect("a guest starts")
 }
 
 fn attached(keeper: &KeeperClient, hello: &Hello) -> ProcessGuest {
@@ -82,7 +83,7 @@ fn a_guest_of_another_parent_is_frozen_thawed_and_killed() {
     let mut arguments = GuestArguments::fresh(64 * MIB);
     arguments.threads = std::num::NonZeroUsize::new(4).expect("not zero");
     let mut guest =
-        ProcessGuest::spawn_under(&keeper.client, KEY, &options(arguments)).expect("a guest starts");
+        ProcessGuest::spawn_under(&keeper.client, KEY, &options(arguments), None).expect("a guest starts");
     for seed in 0..20 {
         let filling = guest.control.begin_fill(seed).expect("told");
         guest.process.freeze().expect("freezes in the middle of work");
@@ -148,7 +149,8 @@ fn a_guest_ends_when_neither_driver_nor_keeper_has_its_control() {
 fn a_guest_that_cannot_be_says_why_and_does_not_stay() {
     let keeper = TestKeeper::start();
     let refused = options(GuestArguments { memory: 4097, ..GuestArguments::fresh(0) });
-    let error = ProcessGuest::spawn_under(&keeper.client, KEY, &refused).expect_err("no such guest can be");
+    let error =
+        ProcessGuest::spawn_under(&keeper.client, KEY, &refused, None).expect_err("no such guest can be");
     assert!(
         matches!(&error, GuestError::SetUp { reason, .. } if reason.contains("not whole pages")),
         "{error}"
@@ -158,7 +160,8 @@ fn a_guest_that_cannot_be_says_why_and_does_not_stay() {
     assert!(process.is_err() || process.is_ok_and(|process| process.wait_exit(LIMIT)));
 
     let absent = GuestOptions::program("/no such program", GuestArguments::fresh(MIB));
-    let error = ProcessGuest::spawn_under(&keeper.client, "sandbox/2", &absent).expect_err("no such program");
+    let error =
+        ProcessGuest::spawn_under(&keeper.client, "sandbox/2", &absent, None).expect_err("no such program");
     let is_not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     assert!(matches!(&error, GuestError::Start { source, .. } if is_not_found(source)), "{error}");
     assert!(keeper.client.get("sandbox/2").expect("answers").is_none());
@@ -170,7 +173,8 @@ fn driver() {
     let Some(socket) = std::env::var_os(SOCKET) else { return };
     let keeper = KeeperClient::connect(&PathBuf::from(socket)).expect("the keeper answers");
     let arguments = GuestArguments { kind: MemoryKind::Private, ..GuestArguments::fresh(16 * MIB) };
-    let mut guest = ProcessGuest::spawn_under(&keeper, KEY, &options(arguments)).expect("a guest starts");
+    let mut guest =
+        ProcessGuest::spawn_under(&keeper, KEY, &options(arguments), None).expect("a guest starts");
     keeper.note(KEY, &json!(guest.hello())).expect("noted");
     guest.control.fill(1).expect("fills");
     println!("filled");

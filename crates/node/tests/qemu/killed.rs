@@ -49,7 +49,8 @@ fn a_qemu_that_nobody_would_serve_does_not_start() {
     let (key, spec) = (host.new_key(), spec_of(&snapshot));
     let (listener, _) = host.listen();
     let nobody = Path::new("/no/such/socket");
-    let guest = QemuGuest::resume(&host.keeper, &key, &host.launch(&key, &spec), nobody).expect("it starts");
+    let guest =
+        QemuGuest::resume(&host.keeper, &key, &host.launch(&key, &spec), nobody, None).expect("it starts");
     let error = guest.handed_over(&listener, LIMIT).expect_err("it ends");
     assert!(log_of(&error).contains("rekindle: not started: guest memory cannot be handed over"), "{error}");
     host.wait_for_nobody();
@@ -106,7 +107,7 @@ fn a_qemu_killed_while_it_resumes_is_said_to_be_gone() {
     for milliseconds in [0, 10, 20, 40, 60, 80] {
         let key = host.new_key();
         let (listener, socket) = host.listen();
-        let guest = QemuGuest::resume(&host.keeper, &key, &host.launch(&key, &spec), &socket);
+        let guest = QemuGuest::resume(&host.keeper, &key, &host.launch(&key, &spec), &socket, None);
         let mut guest = guest.expect("it starts");
         let killing = kill_after(guest.id(), milliseconds);
         let error = match guest.handed_over(&listener, LIMIT) {

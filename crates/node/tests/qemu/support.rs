@@ -171,7 +171,7 @@ impl Host {
         let key = self.new_key();
         let disks = self.serve_disks(&key, &spec, snapshot);
         let (listener, socket) = self.listen();
-        let guest = QemuGuest::resume(&self.keeper, &key, &self.launch(&key, &spec), &socket);
+        let guest = QemuGuest::resume(&self.keeper, &key, &self.launch(&key, &spec), &socket, None);
         let guest = guest.expect("it starts");
         let stream = guest.handed_over(&listener, LIMIT).expect("it hands its memory over");
         let handover = Handover::receive(stream, snapshot.memory().pages(), LIMIT).expect("all of it");

@@ -105,7 +105,7 @@ fn server_process() {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().expect("three descriptors at least");
     let (userfaultfd, stream, journal) = (next(), next(), next());
-    let kept = KeptEpoch { facts: order.facts, userfaultfd, memfd: fds.next(), stream, journal };
+    let kept = KeptEpoch { facts: order.facts, userfaultfd, memfd: fds.next(), image: None, stream, journal };
     let store = Store::directory(&order.store).expect("the store");
     let engine = Engine::start(EngineOptions::new(order.local, store, KeyRing::of_name("default")))
         .expect("an engine starts");

@@ -12,12 +12,12 @@ use rekindle_engine::page_set::PageSet;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::run_roots::RunsFrom;
-use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions, ServeStatus};
+use rekindle_engine::serve::{Epoch, FaultServer, Neighbours, Placement, ServeOptions, ServeStatus};
 use rekindle_engine::tracking::Tracking;
 use rekindle_kernel::{
     Backing, Discard, Features, GuestMemory, Memfd, PAGE_BYTES, PageKind, RegisterMode, Userfaultfd,
 };
-use rekindle_vmm::copied_memory::copy_volume;
+use rekindle_vmm::copied_memory::{copy_pages, copy_volume};
 
 use super::History;
 use super::known::Known;
@@ -36,12 +36,20 @@ const LOOK_AFTER: Duration = Duration::from_millis(5);
 /// A running guest with its fault server.
 struct Served {
     memory: Arc<GuestMemory>,
-    memfd: Memfd,
+    file: File,
     server: FaultServer,
     /// Until the guest is paused.
     runs_from: RunsFrom,
     /// The stream that a VMM keeps open while it lives.
     _stream: UnixStream,
+}
+
+/// The file of the guest's memory.
+enum File {
+    /// Its own.
+    Own(Memfd),
+    /// One that the guests of its snapshot share; what it writes is its own.
+    Image,
 }
 
 /// A thread of the guest, which owns every third page.
@@ -62,7 +70,8 @@ impl History {
             return self.pause();
         }
         let position = self.random.position(self.snapshots.len());
-        let tracking = [Tracking::Scan, Tracking::Events, Tracking::Resident][self.random.position(3)];
+        let trackings = [Tracking::Scan, Tracking::Events, Tracking::Resident, Tracking::Diverged];
+        let tracking = trackings[self.random.position(4)];
         let ahead = self.random.percent(20);
         self.say(format_args!("three threads run from snapshot {position}, {tracking:?}, ahead: {ahead}"));
         let Some(served) = self.served(position, tracking)? else { return Ok(()) };
@@ -79,6 +88,9 @@ impl History {
             let memory = self.wait_for_threads(&served, &told)?;
             self.tally.pages += u64::from(THREADS * STEPS);
             self.tally.served += 1;
+            if matches!(served.file, File::Image) && self.random.percent(30) {
+                served = self.server_is_killed(served, position)?;
+            }
             if !self.random.percent(40) {
                 return self.pause_served(served, position, memory);
             }
@@ -94,28 +106,57 @@ impl History {
                 Tracking::Scan => Features::WP_ASYNC | Features::WP_HUGETLBFS_SHMEM,
                 Tracking::Events => Features::PAGEFAULT_FLAG_WP | Features::WP_HUGETLBFS_SHMEM,
                 Tracking::Resident => Features::NONE,
+                Tracking::Diverged => Features::MISSING_SHMEM | Features::MINOR_SHMEM,
             };
         let Ok(userfaultfd) = Userfaultfd::open(features) else { return Ok(None) };
         let said = |error: std::io::Error| error.to_string();
         let pages = self.shape[0];
         let bytes = usize::try_from(GuestPages::new(GuestPage::FIRST, pages).bytes()).expect("64 bits");
-        let memfd = Memfd::create("guest", u64::try_from(bytes).expect("64 bits"), PageKind::Small);
+        let snapshot = &self.snapshots[position].snapshot;
+        let shares = tracking == Tracking::Diverged;
+        let image = shares.then(|| self.engine().image(snapshot)).transpose().map_err(said)?;
+        let memfd = match &image {
+            Some(image) => image.memfd().try_clone(),
+            None => Memfd::create("guest", u64::try_from(bytes).expect("64 bits"), PageKind::Small),
+        };
         let memfd = memfd.map_err(said)?;
-        let memory = GuestMemory::map(Backing::Shared(&memfd, 0), bytes, 0).map_err(said)?;
-        userfaultfd.register(memory.range(), RegisterMode::Missing).map_err(said)?;
+        let (backing, mode) = match shares {
+            true => (Backing::PrivateOf(&memfd, 0), RegisterMode::MissingAndMinor),
+            false => (Backing::Shared(&memfd, 0), RegisterMode::Missing),
+        };
+        let memory = GuestMemory::map(backing, bytes, 0).map_err(said)?;
+        userfaultfd.register(memory.range(), mode).map_err(said)?;
         let (start, bytes) = (memory.range().start, memory.range().bytes);
         let region = Region { start, bytes, offset: 0, page: PageKind::Small };
         let regions = Regions::new(vec![region], pages).map_err(|error| error.to_string())?;
         let (stream, theirs) = UnixStream::pair().map_err(said)?;
-        let shared = Some(memfd.try_clone().map_err(said)?);
+        let own = (!shares).then(|| memfd.try_clone()).transpose().map_err(said)?;
+        let file = if shares { File::Image } else { File::Own(memfd) };
         let pid = std::process::id();
-        let handover = Handover { regions, userfaultfd, memfd: shared, pid, stream: theirs };
-        let snapshot = &self.snapshots[position].snapshot;
+        let handover = Handover { regions, userfaultfd, memfd: own, image, pid, stream: theirs };
         let (view, runs_from) = (Arc::clone(snapshot.memory()), self.engine().runs_from(snapshot));
         let fetcher = self.engine().fetcher().clone();
         let server = FaultServer::start(view, handover, fetcher, options(tracking));
         let server = server.map_err(said)?;
-        Ok(Some(Served { memory: Arc::new(memory), memfd, server, runs_from, _stream: stream }))
+        Ok(Some(Served { memory: Arc::new(memory), file, server, runs_from, _stream: stream }))
+    }
+
+    /// Ends the server of a guest that shares pages, and goes on by what a keeper has of it.
+    fn server_is_killed(&mut self, served: Served, position: usize) -> Result<Served, String> {
+        self.say("... and its server is killed");
+        let Served { memory, file, server, runs_from, _stream } = served;
+        let mut kept = server.kept().try_clone().map_err(|error| error.to_string())?;
+        drop(server);
+        let (image, of) = (kept.image.take(), kept.facts.image);
+        let mut epoch = Epoch::recover(kept).map_err(|error| error.to_string())?;
+        let snapshot = &self.snapshots[position].snapshot;
+        if let Some(image) = image.filter(|_| of == Some(snapshot.id().uuid())) {
+            epoch.share(self.engine().adopt_image(snapshot, image).map_err(|error| error.to_string())?);
+        }
+        let (options, fetcher) = (options(epoch.tracking()), self.engine().fetcher().clone());
+        let server = FaultServer::resume(Arc::clone(snapshot.memory()), epoch, fetcher, options);
+        let server = server.map_err(|error| error.to_string())?;
+        Ok(Served { memory, file, server, runs_from, _stream })
     }
 
     /// Not scoped threads: a scope would wait for a thread that hangs.
@@ -125,8 +166,12 @@ impl History {
             let expected = self.snapshots[position].contents[0].clone();
             let mut thread = Thread { number, random: Random::new(self.random.number()), expected };
             let (memory, tell) = (Arc::clone(&served.memory), tell.clone());
+            let how = match served.file {
+                File::Own(_) => Discard::Remove,
+                File::Image => Discard::DontNeed,
+            };
             drop(std::thread::spawn(move || {
-                let found = thread.run(&memory).map(|()| (thread.number, thread.expected));
+                let found = thread.run(&memory, how).map(|()| (thread.number, thread.expected));
                 drop(memory);
                 tell.send(found).ok();
             }));
@@ -138,7 +183,11 @@ impl History {
     fn wait_for_threads(&mut self, served: &Served, told: &Receiver<Found>) -> Result<ModelMemory, String> {
         let begun = Instant::now();
         let mut found = Vec::new();
+        let gives_back = matches!(served.file, File::Image) && self.random.percent(50);
         while found.len() < usize::try_from(THREADS).expect("64 bits") {
+            if gives_back {
+                self.engine().give_images_back();
+            }
             match told.recv_timeout(LOOK_AFTER) {
                 Ok(thread) => found.push(thread?),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -170,11 +219,11 @@ impl History {
     ) -> Result<Option<(Served, usize)>, String> {
         let said = |error: std::io::Error| error.to_string();
         self.say("... and it is checkpointed");
-        let Served { memory: mapped, memfd, server, runs_from: _before, _stream } = served;
+        let Served { memory: mapped, file, server, runs_from: _before, _stream } = served;
         let mut epoch = server.end_epoch();
         let pages = epoch.changed_pages().map_err(said)?;
-        let (kept, again) = (pages.kept.clone(), memfd.try_clone().map_err(said)?);
-        let (volumes, contents) = self.volumes_of_served(position, memory, (again, pages));
+        let (kept, bytes) = (pages.kept.clone(), file.captured(&epoch, &pages).map_err(said)?);
+        let (volumes, contents) = self.volumes_of_served(position, memory, (bytes, pages));
         let volumes = volumes.into_iter().map(copy_volume).collect::<Result<_, _>>().map_err(said)?;
         let snapshot = match commit(self.engine(), Some(&self.snapshots[position].snapshot), volumes) {
             Ok(snapshot) => snapshot,
@@ -190,15 +239,17 @@ impl History {
         let runs_from = self.engine().runs_from(&snapshot);
         self.tally.checkpoints += 1;
         self.remember(Known { snapshot, contents })?;
-        Ok(Some((Served { memory: mapped, memfd, server, runs_from, _stream }, self.snapshots.len() - 1)))
+        Ok(Some((Served { memory: mapped, file, server, runs_from, _stream }, self.snapshots.len() - 1)))
     }
 
     /// Pauses the guest; its other volumes are unchanged.
     fn pause_served(&mut self, served: Served, position: usize, memory: ModelMemory) -> Result<(), String> {
-        let Served { memory: mapped, memfd, server, runs_from, _stream } = served;
-        let pages = server.end_epoch().changed_pages().map_err(|error| error.to_string())?;
-        drop(mapped);
-        let (volumes, contents) = self.volumes_of_served(position, memory, (memfd, pages));
+        let Served { memory: mapped, file, server, runs_from, _stream } = served;
+        let epoch = server.end_epoch();
+        let pages = epoch.changed_pages().map_err(|error| error.to_string())?;
+        let bytes = file.captured(&epoch, &pages).map_err(|error| error.to_string())?;
+        drop((mapped, epoch, file));
+        let (volumes, contents) = self.volumes_of_served(position, memory, (bytes, pages));
         let paused = commit(self.engine(), Some(&self.snapshots[position].snapshot), volumes);
         drop(runs_from);
         match paused {
@@ -233,12 +284,22 @@ impl History {
     }
 }
 
+impl File {
+    /// The bytes of the guest's changed pages, which stands still: the file itself, or a copy.
+    fn captured(&self, epoch: &Epoch, pages: &CapturedPages) -> std::io::Result<Memfd> {
+        match self {
+            Self::Own(memfd) => memfd.try_clone(),
+            Self::Image => copy_pages(epoch.pid(), epoch.regions(), &pages.kept),
+        }
+    }
+}
+
 fn options(tracking: Tracking) -> ServeOptions {
     ServeOptions { tracking, placement: Placement::Anywhere, neighbours: Neighbours::Adaptive }
 }
 
 impl Thread {
-    fn run(&mut self, memory: &GuestMemory) -> Result<(), String> {
+    fn run(&mut self, memory: &GuestMemory, how: Discard) -> Result<(), String> {
         let own = (self.expected.pages() + THREADS - 1 - self.number) / THREADS;
         for _ in 0..STEPS.min(own * 4) {
             let page = GuestPage::new(self.random.below(own) * THREADS + self.number);
@@ -255,7 +316,7 @@ impl Thread {
                     self.expected.write(page, 0, &bytes);
                 }
                 _ => {
-                    let given_back = memory.discard(page.offset(), PAGE_BYTES, Discard::Remove);
+                    let given_back = memory.discard(page.offset(), PAGE_BYTES, how);
                     given_back.map_err(|error| error.to_string())?;
                     self.expected.remove(GuestPages::new(page, 1));
                 }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rekindle_engine::image::Image;
+use rekindle_guest::process::arguments::IMAGE_FD;
 use rekindle_guest::process::protocol::Hello;
 use rekindle_keeper::{Held, KeeperClient, KeeperError, Role, Spawn};
 use rekindle_kernel::Memfd;
@@ -52,12 +54,20 @@ impl KeptParts {
 impl ProcessGuest {
     /// Starts a guest as a child of the keeper, and waits as [`Self::spawn`] does. Under `key` the keeper then holds
     /// its pidfd, its control socket and, where it sent one, its memfd: all that [`Self::attach`] takes but the hello.
+    /// A guest whose memory is a private mapping of an image gets that.
     ///
     /// On failure no guest runs; the holdings under `key` are the caller's to forget.
-    pub fn spawn_under(keeper: &KeeperClient, key: &str, options: &GuestOptions) -> Result<Self, GuestError> {
+    pub fn spawn_under(
+        keeper: &KeeperClient,
+        key: &str,
+        options: &GuestOptions,
+        image: Option<&Image>,
+    ) -> Result<Self, GuestError> {
         let started = |source| GuestError::Start { program: options.program.clone(), source };
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
-        let fds = [(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
+        let mut fds = vec![(Role::Child(0), theirs.as_fd()), (Role::Held(CONTROL), ours.as_fd())];
+        let image = image.map(|image| image.memfd().reopen_to_read()).transpose().map_err(started)?;
+        fds.extend(image.as_ref().map(|image| (Role::Child(IMAGE_FD), image.as_fd())));
         let spawned = VmmProcess::spawn_under(keeper, key, &options.under_keeper(), &fds);
         drop(theirs);
         // From here on the guest is ended if anything fails.

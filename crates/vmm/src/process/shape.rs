@@ -60,7 +60,7 @@ impl GuestShape {
         arguments.tracking = match self.tracking {
             Tracking::Scan => TrackingKind::Scan,
             Tracking::Events => TrackingKind::Events,
-            Tracking::Resident => TrackingKind::Resident,
+            Tracking::Resident | Tracking::Diverged => TrackingKind::Resident,
         };
         GuestOptions::program(self.program.clone(), arguments)
     }

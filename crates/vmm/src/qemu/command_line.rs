@@ -31,6 +31,8 @@ const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 const HANDOVER: &str = "REKINDLE_HANDOVER";
 /// The variable with the device, inode and length of the memory file.
 const MEMORY: &str = "REKINDLE_MEMORY";
+/// The variable that says that the memory file is mapped privately.
+const PRIVATE: &str = "REKINDLE_PRIVATE";
 /// The variable that says that the kernel itself never touches guest memory.
 const USER_FAULTS: &str = "REKINDLE_USER_FAULTS";
 
@@ -40,19 +42,31 @@ pub(super) enum Beginning<'a> {
     /// Boots.
     Boot,
     /// Waits for device state; its memory is handed over at this socket.
-    Resume(&'a Path),
+    Resume(&'a Path, Mapped),
+}
+
+/// The way in which the preloaded library maps the memory file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mapped {
+    /// As QEMU asks for it: its writes are in the file.
+    Shared,
+    /// Privately: its writes are nowhere else.
+    Privately,
 }
 
 /// The command that runs the machine.
 pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -> Spawn {
     let mut spawn = Spawn::new(&launch.program.path, arguments(launch, beginning));
     spawn.log = Some(launch.places.log.clone());
-    if let Beginning::Resume(handover) = beginning {
+    if let Beginning::Resume(handover, mapped) = beginning {
         spawn.environment = vec![
             ("LD_PRELOAD".into(), format!("/proc/self/fd/{SHIM_FD}").into()),
             (HANDOVER.into(), handover.into()),
             (MEMORY.into(), numbers_of(memory)),
         ];
+        if mapped == Mapped::Privately {
+            spawn.environment.push((PRIVATE.into(), "1".into()));
+        }
         let options = &launch.spec.options;
         if options.accelerator == Accelerator::Tcg && options.disks.is_empty() && options.nics.is_empty() {
             spawn.environment.push((USER_FAULTS.into(), "1".into()));
@@ -95,7 +109,7 @@ fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
     }
     disks(launch, &mut words);
     nics(launch, &mut words);
-    if let Beginning::Resume(_) = beginning {
+    if let Beginning::Resume(..) = beginning {
         words.option("-incoming", "defer");
     }
     words.0
@@ -208,7 +222,7 @@ mod tests {
 
     #[test]
     fn network_devices_are_taps_that_exist_already() {
-        let words = words(Machine::Q35, Beginning::Resume(Path::new("/run/handover")));
+        let words = words(Machine::Q35, Beginning::Resume(Path::new("/run/handover"), Mapped::Shared));
         let tap = "-netdev\ntap,id=net0,ifname=tap0,script=no,downscript=no,vhost=off\n";
         assert!(words.contains(tap), "{words}");
         assert!(words.contains("-device\nvirtio-net-pci,netdev=net0,mac=52:54:00:12:34:56"), "{words}");

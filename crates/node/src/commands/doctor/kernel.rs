@@ -18,6 +18,9 @@ const FEATURES: Features = Features::EVENT_REMOVE
     .union(Features::WP_UNPOPULATED)
     .union(Features::WP_ASYNC);
 
+/// Features of a userfaultfd that serves a private mapping of shared pages.
+const SHARING: Features = Features::EVENT_REMOVE.union(Features::MISSING_SHMEM).union(Features::MINOR_SHMEM);
+
 /// CAP_SYS_PTRACE (linux/capability.h).
 const CAP_SYS_PTRACE: u32 = 19;
 
@@ -28,6 +31,7 @@ pub(super) fn look() -> Vec<Check> {
         page_faults(),
         fault_features(),
         write_tracking(),
+        page_sharing(),
         memory_files(),
         process_handles(),
         foreign_memory(),
@@ -121,6 +125,41 @@ fn written_page_is_found() -> io::Result<bool> {
     Pagemap::of_self()?.scan(memory.range(), PageClass::Written, &mut |range| written.push(range))?;
     written.dedup();
     Ok(written == [GuestRange { start: memory.range().start + 4096, bytes: 4096 }])
+}
+
+fn page_sharing() -> Check {
+    let name = "shared pages";
+    let advice = "forks have memory of their own here, which takes more RAM; use Linux 6.7 or later";
+    match shared_page_is_kept() {
+        Ok(true) => {
+            Check::ok(name, "guests of one snapshot can share its pages (minor faults, PAGEMAP_SCAN)")
+        }
+        Ok(false) => {
+            Check::warn(name, "a page that was written is not found, or its writer is not alone", advice)
+        }
+        Err(error) => Check::warn(name, format!("cannot be tried: {error}"), advice),
+    }
+}
+
+/// Maps a memory file privately as guests that share pages do, writes a page of it, and looks whether that one is found and
+/// the file is as it was.
+fn shared_page_is_kept() -> io::Result<bool> {
+    const BYTES: u64 = 2 * 4096;
+    let userfaultfd = Userfaultfd::open(SHARING).map_err(io::Error::other)?;
+    let memfd = Memfd::create("rekindle-doctor", BYTES, PageKind::Small)?;
+    memfd.write_at(&[1; 2 * PAGE_BYTES], 0)?;
+    let memory = GuestMemory::map(Backing::PrivateOf(&memfd, 0), 2 * PAGE_BYTES, 0)?;
+    userfaultfd.register(memory.range(), RegisterMode::MissingAndMinor)?;
+    let mapped = userfaultfd.continue_shared(memory.range(), Protect::Writable);
+    if mapped.installed_bytes(2 * PAGE_BYTES) != BYTES {
+        return Err(io::Error::other("two pages could not be mapped"));
+    }
+    memory.touch_write(PAGE_BYTES, 2);
+    let (mut own, mut file) = (Vec::new(), [0; 1]);
+    Pagemap::of_self()?.scan(memory.range(), PageClass::Diverged, &mut |range| own.push(range))?;
+    own.dedup();
+    memfd.read_at(&mut file, 4096)?;
+    Ok(own == [GuestRange { start: memory.range().start + 4096, bytes: 4096 }] && file == [1])
 }
 
 fn memory_files() -> Check {

@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use rekindle_api::types::MemoryBacking;
 use rekindle_disk::DiskWatch;
 use rekindle_engine::identity::VolumeName;
+use rekindle_engine::image::Image;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
@@ -39,6 +41,14 @@ pub(super) const HANDOVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// Device state and metadata of a snapshot, by name.
 pub(super) type Blobs = BTreeMap<String, Bytes>;
+
+/// The place at which a new guest hands its memory over, and the image that it maps, if it shares one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Handover<'a> {
+    /// The socket, which listens.
+    pub(super) socket: &'a Path,
+    pub(super) image: Option<&'a Image>,
+}
 
 /// A running guest. Dropped, it runs on under the keeper.
 pub(super) trait Guest: Debug + Send {
@@ -85,10 +95,6 @@ pub(super) trait Guest: Debug + Send {
 
     /// The same in memory files of their own: the guest goes on with those that it has.
     fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
-        let copied = |volume: PausedVolume| {
-            let doing = format!("copying volume {}", volume.name);
-            copy_volume(volume).context(doing)
-        };
         self.volumes(epoch)?.into_iter().map(copied).collect()
     }
 
@@ -155,6 +161,12 @@ pub(super) trait Guest: Debug + Send {
     }
 }
 
+/// The volume in a memory file of its own.
+fn copied(volume: PausedVolume) -> anyhow::Result<PausedVolume> {
+    let doing = format!("copying volume {}", volume.name);
+    copy_volume(volume).context(doing)
+}
+
 impl GuestSpec {
     /// Starts guest `id` on empty memory, its disks as they are in `base`.
     pub(super) fn start(
@@ -203,13 +215,22 @@ impl GuestSpec {
         }
     }
 
+    /// True if a guest of this can run on pages that it shares with others: its memory is small pages that we map.
+    pub(super) fn can_share(&self) -> bool {
+        match self {
+            Self::Process { backing, .. } => *backing == MemoryBacking::Shared,
+            Self::Qemu { .. } => true,
+            Self::Firecracker { .. } => false,
+        }
+    }
+
     /// Starts guest `id` with nothing in it yet: its memory comes from the handler at `handover`, its disks from `base`.
     pub(super) fn start_served(
         &self,
         host: &Host,
         id: Uuid,
         base: &Arc<Snapshot>,
-        handover: &Path,
+        handover: Handover<'_>,
     ) -> anyhow::Result<Box<dyn Guest>> {
         match self {
             Self::Process { memory_bytes, backing } => {
@@ -218,7 +239,9 @@ impl GuestSpec {
             Self::Qemu { machine, .. } => {
                 qemu::start_served(host, id, machine, self.network(), base, handover)
             }
-            Self::Firecracker { machine } => firecracker::start_served(host, id, machine, base, handover),
+            Self::Firecracker { machine } => {
+                firecracker::start_served(host, id, machine, base, handover.socket)
+            }
         }
     }
 

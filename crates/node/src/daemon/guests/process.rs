@@ -1,11 +1,10 @@
 //! The process guest as the daemon drives it.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use rekindle_api::types::MemoryBacking;
 use rekindle_engine::pause::PausedVolume;
 use rekindle_engine::serve::{Epoch, ServeOptions};
+use rekindle_engine::tracking::Tracking;
 use rekindle_guest::process::arguments::MemoryKind;
 use rekindle_guest::process::protocol::Hello;
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
@@ -15,7 +14,7 @@ use rekindle_vmm::process::{GuestControl, GuestShape, KeptParts, ProcessGuest};
 use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
-use super::{Blobs, Guest};
+use super::{Blobs, Guest, Handover};
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
 use crate::daemon::spec::RecordedVmm;
@@ -31,11 +30,15 @@ pub(super) fn start(
     id: Uuid,
     memory_bytes: u64,
     backing: MemoryBacking,
-    handover: Option<&Path>,
+    handover: Option<Handover<'_>>,
 ) -> anyhow::Result<Box<dyn Guest>> {
-    let shape = shape(host, memory_bytes, backing);
-    let options = shape.guest(handover.map(Path::to_owned));
-    let guest = ProcessGuest::spawn_under(&host.keeping.client(), &guest_key(id), &options)?;
+    let mut shape = shape(host, memory_bytes, backing);
+    let image = handover.and_then(|handover| handover.image);
+    if image.is_some() {
+        (shape.kind, shape.tracking) = (MemoryKind::Image, Tracking::Diverged);
+    }
+    let options = shape.guest(handover.map(|handover| handover.socket.to_owned()));
+    let guest = ProcessGuest::spawn_under(&host.keeping.client(), &guest_key(id), &options, image)?;
     Ok(Box::new(DrivenProcess { guest, shape }))
 }
 
@@ -88,8 +91,9 @@ impl Guest for DrivenProcess {
 
     fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
         let memory = self.shape.stopped_memory(&self.guest, epoch)?;
+        let has_file = epoch.map_or(self.guest.memfd().is_some(), |epoch| epoch.memfd().is_some());
         // Private memory was copied to be captured.
-        Ok(vec![if self.shape.kind.is_shared() { copy_volume(memory)? } else { memory }])
+        Ok(vec![if has_file { copy_volume(memory)? } else { memory }])
     }
 
     fn disks_may_have_changed(&self) -> bool {

@@ -1,7 +1,7 @@
 //! A guest in QEMU as the daemon drives it.
 
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
@@ -17,8 +17,9 @@ use rekindle_engine::tracking::{Tracking, file_pages};
 use rekindle_guest::machine::linux_command_line;
 use rekindle_input::asker::Asker;
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
-use rekindle_kernel::PageKind;
+use rekindle_kernel::{Memfd, PageKind};
 use rekindle_vmm::DEVICE_STATE;
+use rekindle_vmm::copied_memory::copy_pages;
 use rekindle_vmm::kernel_format::KernelFormats;
 use rekindle_vmm::namespace::Namespace;
 use rekindle_vmm::qemu::{
@@ -30,7 +31,7 @@ use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
 use super::disks::{self, NamedDisk};
-use super::{Blobs, Guest, HANDOVER_LIMIT};
+use super::{Blobs, Guest, HANDOVER_LIMIT, Handover, copied};
 use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
 use crate::daemon::guest_files::log_name;
 use crate::daemon::host::Host;
@@ -110,7 +111,7 @@ pub(super) fn start_served(
     spec: &QemuSpec,
     network: Network,
     base: &Arc<Snapshot>,
-    handover: &Path,
+    handover: Handover<'_>,
 ) -> anyhow::Result<Box<dyn Guest>> {
     let found: Vec<(&str, u64)> = base.volumes()[1..]
         .iter()
@@ -120,7 +121,8 @@ pub(super) fn start_served(
     rounded.check_volumes(u64::from(base.memory().pages()) * 4096, &found)?;
     let disks = disks::begin(host, id, &volumes(spec)?, Some(base))?;
     let launch = launch(host, id, spec, network, &disks)?;
-    let guest = QemuGuest::resume(&host.keeping.client(), &guest_key(id), &launch, handover)?;
+    let (keeper, key) = (host.keeping.client(), guest_key(id));
+    let guest = QemuGuest::resume(&keeper, &key, &launch, handover.socket, handover.image)?;
     Ok(Box::new(DrivenQemu { guest, disks }))
 }
 
@@ -191,6 +193,30 @@ fn whole_pages(spec: &QemuSpec) -> QemuSpec {
     spec
 }
 
+impl DrivenQemu {
+    /// The memory of the frozen guest, and whether it is a copy.
+    fn memory(&self, epoch: Option<&Epoch>) -> anyhow::Result<(PausedVolume, bool)> {
+        let (memfd, pages, is_copy) = match epoch {
+            Some(epoch) => {
+                let pages = epoch.changed_pages().context("finding the guest's written pages")?;
+                let own = epoch.memfd().map(Memfd::try_clone).transpose()?;
+                let is_copy = own.is_none();
+                let copy = || copy_pages(epoch.pid(), epoch.regions(), &pages.kept);
+                let memfd = own.map_or_else(copy, Ok).context("copying the guest's written pages")?;
+                (memfd, pages, is_copy)
+            }
+            None => {
+                let memfd = self.guest.memory().context("the guest's memory file is not at hand")?;
+                let pages = pages_covering(memfd.bytes()).context("the guest's memory is too large")?;
+                let pages = file_pages(memfd, pages).context("finding the guest's pages")?;
+                (memfd.try_clone()?, pages, false)
+            }
+        };
+        let (name, page_kind) = (VolumeName::memory(), PageKind::Small);
+        Ok((PausedVolume { name, page_kind, memfd, pages }, is_copy))
+    }
+}
+
 impl Guest for DrivenQemu {
     fn process(&self) -> &VmmProcess {
         &self.guest.process
@@ -214,24 +240,15 @@ impl Guest for DrivenQemu {
     }
 
     fn volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
-        let (memfd, pages) = match epoch {
-            Some(epoch) => {
-                let memfd = epoch.memfd().context("QEMU handed its memory over without its file")?;
-                (memfd, epoch.changed_pages().context("finding the guest's written pages")?)
-            }
-            None => {
-                let memfd = self.guest.memory().context("the guest's memory file is not at hand")?;
-                let pages = pages_covering(memfd.bytes()).context("the guest's memory is too large")?;
-                (memfd, file_pages(memfd, pages).context("finding the guest's pages")?)
-            }
-        };
-        let memory = PausedVolume {
-            name: VolumeName::memory(),
-            page_kind: PageKind::Small,
-            memfd: memfd.try_clone()?,
-            pages,
-        };
+        let (memory, _) = self.memory(epoch)?;
         let disks = self.disks.iter().map(NamedDisk::freeze);
+        std::iter::once(Ok(memory)).chain(disks).collect()
+    }
+
+    fn copied_volumes(&self, epoch: Option<&Epoch>) -> anyhow::Result<Vec<PausedVolume>> {
+        let (memory, is_copy) = self.memory(epoch)?;
+        let memory = if is_copy { memory } else { copied(memory)? };
+        let disks = self.disks.iter().map(|disk| copied(disk.freeze()?));
         std::iter::once(Ok(memory)).chain(disks).collect()
     }
 

@@ -4,10 +4,11 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rekindle_api::types::MemoryMode;
 use rekindle_engine::handover::Handover;
 use rekindle_engine::identity::SnapshotId;
 use rekindle_engine::learning::Prefault;
-use rekindle_engine::serve::Epoch;
+use rekindle_engine::serve::{Epoch, EpochFacts};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_keeper::Held;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use super::serving::serve;
 use super::{Live, Memory};
 use crate::daemon::claims::{Birth, Claim};
 use crate::daemon::epochs::{keep_epoch, kept_epoch};
-use crate::daemon::guests::{Guest, HANDOVER_LIMIT};
+use crate::daemon::guests::{self, Guest, HANDOVER_LIMIT};
 use crate::daemon::host::Host;
 use crate::daemon::record::RecordedGuest;
 use crate::daemon::spec::GuestSpec;
@@ -40,13 +41,19 @@ impl Live {
         host: &Host,
         Birth { id, spec, claim }: Birth<'_>,
         (snapshot, prefault): (&Arc<Snapshot>, Prefault),
+        mode: MemoryMode,
     ) -> anyhow::Result<Self> {
         let kept_by = host.keeping.client().identity();
         let base = host.engine.runs_from(snapshot);
         let socket = spec.handover(host, id)?;
         let listener =
             UnixListener::bind(&socket).with_context(|| format!("listening on {}", socket.display()))?;
-        let started = spec.start_served(host, id, snapshot, &socket).map(|guest| Unborn(Some(guest)));
+        let image = match mode {
+            MemoryMode::Own => None,
+            MemoryMode::Shared => Some(host.engine.image(snapshot).context("memory for guests to share")?),
+        };
+        let place = guests::Handover { socket: &socket, image: image.as_deref() };
+        let started = spec.start_served(host, id, snapshot, place).map(|guest| Unborn(Some(guest)));
         let accepted = started.and_then(|mut unborn| {
             let accepted = unborn.guest().handed_over(&listener)?;
             Ok((unborn, accepted))
@@ -65,7 +72,7 @@ impl Live {
             anyhow::bail!("the guest's VMM loaded its state without its memory");
         };
         let pages = snapshot.memory().pages();
-        let handover = Handover::receive(stream, pages, HANDOVER_LIMIT)?;
+        let handover = Handover { image, ..Handover::receive(stream, pages, HANDOVER_LIMIT)? };
         let options = guest.serve_options();
         let epoch = Epoch::begin(handover, options.tracking).context("beginning to serve the guest")?;
         let facts = keep_epoch(&host.keeping, id, &epoch)?;
@@ -92,7 +99,7 @@ impl Live {
         let kept_by = host.keeping.client().identity();
         let base = recorded.base.map(find).transpose()?;
         let epoch = match &recorded.served {
-            Some(facts) => Some(Epoch::recover(kept_epoch(&mut held, facts.clone())?)?),
+            Some(facts) => Some(recover_epoch(host, &mut held, facts, base.as_ref())?),
             None => None,
         };
         let guest = spec.attach(host, recorded, &mut held, base.as_ref())?;
@@ -107,6 +114,29 @@ impl Live {
         found.stuck = found.serve_again(host).err().map(|error| format!("{error:#}"));
         Ok(found)
     }
+}
+
+/// The epoch of a guest that an earlier daemon served. If it runs from the snapshot whose image it maps, it goes on sharing
+/// that one.
+fn recover_epoch(
+    host: &Host,
+    held: &mut Held,
+    facts: &EpochFacts,
+    base: Option<&Arc<Snapshot>>,
+) -> anyhow::Result<Epoch> {
+    let mut kept = kept_epoch(held, facts.clone())?;
+    let image = kept.image.take();
+    let mut epoch = Epoch::recover(kept)?;
+    let base = base.filter(|base| facts.image == Some(base.id().uuid()));
+    if let (Some(base), Some(file)) = (base, image) {
+        match host.engine.adopt_image(base, file) {
+            Ok(image) => epoch.share(image),
+            Err(error) => {
+                tracing::warn!(pid = epoch.pid(), %error, "a guest shares no pages from now on: each gets its own");
+            }
+        }
+    }
+    Ok(epoch)
 }
 
 /// A guest that is being brought up; killed on drop, as its keeper may be gone and can then be asked for it no more.

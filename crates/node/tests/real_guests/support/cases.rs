@@ -48,7 +48,7 @@ impl Case {
         arguments.tracking = match self.shape.tracking {
             Tracking::Scan => TrackingKind::Scan,
             Tracking::Events => TrackingKind::Events,
-            Tracking::Resident => TrackingKind::Resident,
+            Tracking::Resident | Tracking::Diverged => TrackingKind::Resident,
         };
         (arguments.handover, arguments.send_memfd) = (Some(socket), self.shape.kind.is_shared());
         arguments
