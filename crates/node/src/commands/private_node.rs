@@ -1,6 +1,7 @@
 //! A node of a command's own: a daemon and its keeper in a directory, both gone with it.
 
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use rekindle_api::control::{Asked, Control as _};
 use rekindle_api::types::{
     CheckpointSandbox, ConsoleOutput, CreateSandbox, ListQuery, PauseSandbox, ResumeSnapshot, Sandbox,
-    Snapshot, SnapshotState,
+    SandboxCount, Snapshot, SnapshotState,
 };
 use rekindle_engine::store::Traffic;
 use rekindle_guest::process::protocol::Command;
@@ -69,6 +70,22 @@ impl PrivateNode {
         let how = ResumeSnapshot { serve_before_seal: Some(early), ..ResumeSnapshot::default() };
         let made = self.daemon.resume_snapshot(&snapshot.id.into(), Asked::default(), how)?;
         made.sandboxes.into_iter().next().context("one sandbox was asked for")
+    }
+
+    /// So many new sandboxes that go on from a snapshot.
+    pub(super) fn fork(
+        &self,
+        snapshot: &Snapshot,
+        count: SandboxCount,
+        early: bool,
+    ) -> anyhow::Result<Vec<Sandbox>> {
+        let how = ResumeSnapshot { count, serve_before_seal: Some(early), ..ResumeSnapshot::default() };
+        Ok(self.daemon.resume_snapshot(&snapshot.id.into(), Asked::default(), how)?.sandboxes)
+    }
+
+    /// RAM of the pages that guests of one snapshot share.
+    pub(super) fn image_bytes(&self) -> u64 {
+        self.metric("rekindle_image_bytes ")
     }
 
     /// Has a process guest do something.
@@ -137,10 +154,10 @@ impl PrivateNode {
     }
 
     /// The value of the metric whose line begins so.
-    fn metric(&self, start: &str) -> f64 {
+    fn metric<Value: FromStr + Default>(&self, start: &str) -> Value {
         let text = self.daemon.metrics();
         let value = text.lines().find_map(|line| line.strip_prefix(start));
-        value.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+        value.and_then(|value| value.parse().ok()).unwrap_or_default()
     }
 
     fn end(&self) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rekindle_api::types::{CreateSandbox, Sandbox, Snapshot, VmmKind};
+use rekindle_api::types::{CreateSandbox, Sandbox, SandboxCount, Snapshot, VmmKind};
 use rekindle_guest::machine::ConsoleLines;
 use rekindle_guest::process::history::{Rewrite, Share};
 use rekindle_guest::process::protocol::{Command, Ticked, Verified, Written};
@@ -46,6 +46,17 @@ impl<'a> Guest<'a> {
     /// A guest that goes on from a snapshot, before the snapshot is sealed if `early`.
     pub(super) fn resume(node: &'a PrivateNode, snapshot: &Snapshot, early: bool) -> anyhow::Result<Self> {
         Ok(Self { node, sandbox: node.resume(snapshot, early)?, console: Console::default() })
+    }
+
+    /// So many guests that go on from a snapshot.
+    pub(super) fn fork(
+        node: &'a PrivateNode,
+        snapshot: &Snapshot,
+        count: SandboxCount,
+        early: bool,
+    ) -> anyhow::Result<Vec<Self>> {
+        let guest = |sandbox| Self { node, sandbox, console: Console::default() };
+        Ok(node.fork(snapshot, count, early)?.into_iter().map(guest).collect())
     }
 
     /// Pauses it; the snapshot, and how long that took.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use bytesize::ByteSize;
-use rekindle_api::types::{Accelerator, CreateSandbox, Snapshot};
+use rekindle_api::types::{Accelerator, CreateSandbox, SandboxCount, Snapshot};
 
 use super::arguments::{DemoArguments, MachineWord};
 use super::guest::Guest;
@@ -30,8 +30,8 @@ const PAIRS: u64 = 5;
 /// The same of machines: each starts a VMM twice.
 const MACHINE_PAIRS: u64 = 3;
 
-/// Guests that are made of a checkpoint of a machine, one after another: so the demo has memory for one.
-const MACHINE_FORKS: u64 = 10;
+/// Guests that are made of a checkpoint of a machine; they share its pages.
+const MACHINE_FORKS: u32 = 10;
 
 /// Memory that is rewritten for each of them.
 const PAIR_BYTES: u64 = 32 << 20;
@@ -285,16 +285,29 @@ impl<'a> Story<'a> {
         guest.rewrite(6, 5)?;
         let count = guest.step()?;
         ensure!(count == counted + 1, "the guest had counted to {counted} and goes on with {count}");
-        let forks = if self.arguments.vm.is_some() { MACHINE_FORKS } else { 1 };
-        for number in 1..=forks {
-            let (mut other, _) = first_step(node, &snapshot, self.is_early(), counted)?;
-            self.verify(&mut other, &format!("fork {number} of the checkpoint"))?;
-            other.end()?;
-        }
+        self.fork(node, &snapshot, counted)?;
         self.verify(&mut guest, "the guest that went on")?;
         guest.end()?;
         node.wait_published(&snapshot, SAVED_LIMIT)?;
         Ok(Pause { answer_seconds, frozen_seconds })
+    }
+
+    /// Forks a checkpoint: all forks run at the same time, and verify everything.
+    fn fork(&mut self, node: &PrivateNode, snapshot: &Snapshot, counted: u64) -> anyhow::Result<()> {
+        let count = if self.arguments.vm.is_some() { MACHINE_FORKS } else { 1 };
+        let count = SandboxCount::try_from(count).map_err(|_| anyhow!("{count} forks are a few"))?;
+        let mut forks = Guest::fork(node, snapshot, count, self.is_early())?;
+        for (fork, number) in forks.iter_mut().zip(1..) {
+            let found = fork.step()?;
+            ensure!(found == counted + 1, "the guest had counted to {counted}, and fork {number} to {found}");
+            self.verify(fork, &format!("fork {number} of the checkpoint"))?;
+        }
+        if forks.len() > 1 {
+            let shared = ByteSize::b(node.image_bytes());
+            self.timeline
+                .say(&format!("the pages that the {} forks share take {shared} of RAM", forks.len()));
+        }
+        forks.into_iter().try_for_each(Guest::end)
     }
 
     fn is_early(&self) -> bool {
