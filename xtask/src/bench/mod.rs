@@ -23,6 +23,7 @@ mod resuming;
 mod row;
 mod saving;
 mod served;
+mod sharing;
 mod statistics;
 mod volume;
 
@@ -35,7 +36,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 36] = [
+const ROWS: [&Row; 39] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -52,6 +53,9 @@ const ROWS: [&Row; 36] = [
     &faults::BARE,
     &faults::THROUGHPUT,
     &faults::BULK,
+    &sharing::FAULT,
+    &sharing::INSTALL,
+    &sharing::PAUSE,
     &saving::SEAL,
     &saving::PUBLISH,
     &pausing::HELD,
