@@ -83,11 +83,16 @@ impl Node {
 
     /// Seconds from asking for a resume of `snapshot` to the end of its guest's first step.
     pub(crate) fn first_step(&self, snapshot: &Arc<Snapshot>) -> anyhow::Result<f64> {
+        self.first_step_of(snapshot, STEP_PAGES)
+    }
+
+    /// The same of a step that touches so many pages.
+    pub(crate) fn first_step_of(&self, snapshot: &Arc<Snapshot>, pages: u32) -> anyhow::Result<f64> {
         let memory_bytes = u64::from(snapshot.memory().pages()) * 4096;
         let shape = shape(memory_bytes)?;
         let asked = Instant::now();
         let mut sandbox = Sandbox::resume(&self.engine, snapshot, shape)?;
-        let ticked = sandbox.guest.control.tick(STEP_PAGES)?;
+        let ticked = sandbox.guest.control.tick(pages)?;
         let seconds = asked.elapsed().as_secs_f64();
         ensure!(ticked.verified.mismatches == 0, "the guest found wrong pages in its first step");
         Ok(seconds)

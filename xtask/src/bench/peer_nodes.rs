@@ -35,13 +35,14 @@ pub(crate) struct Certificates {
 
 /// Two nodes: the first serves, the second reads.
 pub(crate) struct Pair {
+    /// It ends first: what it runs must not be the last to hold a node.
+    pub(crate) runtime: Runtime,
     pub(crate) first: Arc<Node>,
     pub(crate) second: Node,
     /// The address at which the second asks the first.
     pub(crate) at: SocketAddr,
     /// The first, as the second asks it; the connection is warm as long as this lives.
     pub(crate) peer: Arc<dyn Peer>,
-    pub(crate) runtime: Runtime,
     pub(crate) certificates: Certificates,
 }
 
@@ -94,7 +95,7 @@ impl Pair {
         let peers = clients();
         let second = Node::beside(&first, peers.clone())?;
         let peer = runtime.block_on(peers.reach(&at.to_string()))?;
-        Ok(Self { first, second, at, peer, runtime, certificates })
+        Ok(Self { runtime, first, second, at, peer, certificates })
     }
 }
 

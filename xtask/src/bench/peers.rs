@@ -60,8 +60,8 @@ pub(crate) const THROUGHPUT: Row = Row {
 
 pub(crate) const OVERLAP: Row = Row {
     name: "peer-overlap-resume",
-    what: "From asking for a resume to the end of the guest's first step, of a snapshot whose compare is held for ever, on \
-           another node that is a way of 5 ms in each direction from the first; the connection is warm.",
+    what: "From asking for a resume to the guest's first page, of a snapshot whose compare is held for ever, on another node \
+           that is a way of 5 ms in each direction from the first; the connection is warm.",
     ours: "on the other node, of 64 MiB",
     reference: "on the node that has it; two round trips more are allowed",
     fast: false,
@@ -200,14 +200,14 @@ fn measure_overlap(effort: Effort) -> anyhow::Result<Vec<Part>> {
         let asked = Instant::now();
         let remote = pair.second.engine.open_from(snapshot.id(), &pair.at.to_string())?;
         let opened = asked.elapsed().as_secs_f64();
-        let stepped = pair.second.first_step(&remote)?;
+        let stepped = pair.second.first_step_of(&remote, 1)?;
         pair.second.engine.forget(remote)?;
         Ok(opened + stepped)
     };
     let pairs = interleave(
         effort.heavy_pairs(),
         || with_one_in_window(&elsewhere),
-        || with_one_in_window(&|snapshot: &Arc<Snapshot>| pair.first.first_step(snapshot)),
+        || with_one_in_window(&|snapshot: &Arc<Snapshot>| pair.first.first_step_of(snapshot, 1)),
     )?;
     let two_round_trips = 4.0 * WAY.as_secs_f64();
     let (label, target) = ("64 MiB".to_owned(), Target::BeyondReferenceAtMost(two_round_trips));
