@@ -123,6 +123,13 @@ impl Signs {
         Self { evidence: Evidence::NotAsked, newest: 0, left_over: Vec::new() }
     }
 
+    /// Keeps what was left over before: a sign that became outdated while these were looked for is not among them.
+    pub(crate) fn keep_left_over(&mut self, before: Self) {
+        let room = limits::SIGNS_DELETED_AT_ONCE.saturating_sub(self.left_over.len());
+        let kept = before.left_over.into_iter().filter(|path| !self.left_over.contains(path)).take(room);
+        self.left_over.extend(kept.collect::<Vec<_>>());
+    }
+
     /// One more was found, by a node that remembers `remembered`. Other objects are nobody's signs.
     fn add(&mut self, found: ObjectPath, remembered: &Sign) {
         let name = found.filename().and_then(|name| name.split_once('-'));
@@ -139,6 +146,18 @@ impl Signs {
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sign_that_becomes_outdated_during_a_look_is_still_left_over() {
+        let first = Sign::next(None, &Signs::none());
+        let mut looked = Signs::none();
+        looked.add(first.path(), &first);
+        let meanwhile = Signs { left_over: vec![first.path()], ..Signs::none() };
+        looked.keep_left_over(meanwhile.clone());
+        looked.keep_left_over(meanwhile);
+        assert_eq!(looked.left_over, [first.path()]);
+        assert_eq!((looked.evidence, looked.newest), (Evidence::There, 1));
+    }
 
     #[test]
     fn a_sign_is_read_in_every_version_and_an_unknown_one_is_refused_by_name() {

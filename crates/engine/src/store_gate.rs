@@ -275,7 +275,9 @@ impl StoreGate {
             remembered =
                 lock(&self.known).sign.filter(|now| signs.evidence == Evidence::Gone && *now != sign);
         }
-        lock(&self.known).found = signs.clone();
+        let mut known = lock(&self.known);
+        let before = std::mem::replace(&mut known.found, signs.clone());
+        known.found.keep_left_over(before);
         Ok(signs)
     }
 
