@@ -98,7 +98,7 @@ pub fn export(session: &Session, arguments: &ExportArguments) -> anyhow::Result<
         let engine = engine_on_store(&settings, place.path())?;
         let exported = engine.export(SnapshotId::from(snapshot), io::BufWriter::new(written.as_file()));
         sign_off(session, &engine);
-        anyhow::Ok(exported?)
+        exported.with_context(|| format!("reading the store {}", settings.store))
     })?;
     written.as_file().sync_all().with_context(|| format!("writing {}", file.display()))?;
     written.persist_noclobber(file).map_err(|error| error.error).context("naming the file")?;
@@ -119,7 +119,7 @@ pub fn import(session: &Session, arguments: &ImportArguments) -> anyhow::Result<
         let engine = engine_on_store(&settings, place.path())?;
         let imported = engine.import(opened);
         sign_off(session, &engine);
-        imported.with_context(|| file.display().to_string())
+        imported.with_context(|| format!("{} into the store {}", file.display(), settings.store))
     })?;
     let done = if imported.was_there { "was in the store already" } else { "is in the store" };
     report(session, file, imported, done)

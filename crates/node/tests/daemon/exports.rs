@@ -119,6 +119,16 @@ fn a_file_that_is_there_is_not_written_over() {
 }
 
 #[test]
+fn an_export_from_a_store_that_lacks_the_snapshot_names_that_store() {
+    let from = Exporter::new();
+    let store = tempfile::tempdir().expect("a directory");
+    let store = store.path().display().to_string();
+    let refused = run(&from.node.place, &["export", "second", "--store", &store], &from.file("none.tar"));
+    assert!(!refused.status.success() && said(&refused).contains(&store), "{}", said(&refused));
+    assert!(files_in(from.files.path()).is_empty(), "nothing is left");
+}
+
+#[test]
 fn a_damaged_export_is_refused_and_leaves_the_store_as_it_was() {
     let from = Exporter::new();
     let whole = fs::read(from.exported()).expect("it is there");
