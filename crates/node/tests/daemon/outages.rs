@@ -285,10 +285,11 @@ fn a_daemon_whose_disk_is_full_is_not_ready_and_says_so_until_there_is_room() {
     disk.fill();
     let full = said();
     assert!(!full.ready, "{full:?}");
-    let [reason] = &full.reasons[..] else { unreachable!("{full:?}") };
-    for told in ["state_directory", "is full", "make room"] {
-        assert!(reason.contains(told), "{reason}");
-    }
+    // The daemon may not have noted the store's identity yet, and then says that it cannot.
+    let tells = |reason: &String| {
+        ["state_directory", "is full", "make room"].iter().all(|told| reason.contains(told))
+    };
+    assert!(full.reasons.iter().any(tells), "{full:?}");
     disk.empty();
     assert!(said().ready, "{:?}", said());
     node.place.end_all().expect("they can be killed");
