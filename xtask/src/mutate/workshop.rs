@@ -27,6 +27,11 @@ pub(super) enum Outcome {
     Survived,
 }
 
+/// `cargo test` of a package, and of what makes Cargo build the code of others with the same features as for the whole
+/// workspace, instead of once more.
+const TEST: [&str; 7] =
+    ["test", "--package", "xtask", "--package", "rekindle-testkit", "--features", "rekindle-testkit/s3"];
+
 /// Longest time for a test that takes seconds: one that hangs has noticed something.
 const TEST_SECONDS: u32 = 180;
 
@@ -87,7 +92,7 @@ impl Workshop {
 
     fn compile(&self, tests: &str) -> anyhow::Result<()> {
         let mut cargo = Command::new("cargo");
-        let output = self.within(cargo.arg("test").arg("--no-run").args(tests.split_whitespace()))?;
+        let output = self.within(cargo.args(TEST).arg("--no-run").args(tests.split_whitespace()))?;
         if !output.status.success() {
             bail!("{}", String::from_utf8_lossy(&output.stderr));
         }
@@ -97,7 +102,7 @@ impl Workshop {
     fn test(&self, tests: &str) -> anyhow::Result<Output> {
         let mut timeout = Command::new("timeout");
         let seconds = TEST_SECONDS.to_string();
-        let limited = timeout.args(["--kill-after", "10", &seconds, "cargo", "test"]);
+        let limited = timeout.args(["--kill-after", "10", &seconds, "cargo"]).args(TEST);
         self.within(limited.args(tests.split_whitespace()))
     }
 
