@@ -3,8 +3,8 @@
 use shuttle::scheduler::{DfsScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
 
-/// Bytes of a thread's stack: sealing needs more than Shuttle gives.
-const STACK_BYTES: usize = 256 << 10;
+/// Bytes of a thread's stack: sealing, compiled without optimisation, needs more than Shuttle gives.
+const STACK_BYTES: usize = 1 << 20;
 
 /// Runs `operations` in `orders` random orders of their threads.
 pub(crate) fn random(orders: usize, operations: impl Fn() + Send + Sync + 'static) {
