@@ -7,6 +7,7 @@ mod daemon;
 mod disks;
 mod eager;
 mod faults;
+mod forks;
 mod format;
 mod machines;
 mod map;
@@ -36,7 +37,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 39] = [
+const ROWS: [&Row; 41] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -56,6 +57,8 @@ const ROWS: [&Row; 39] = [
     &sharing::FAULT,
     &sharing::INSTALL,
     &sharing::PAUSE,
+    &forks::RAM,
+    &forks::TIME,
     &saving::SEAL,
     &saving::PUBLISH,
     &pausing::HELD,

@@ -1,6 +1,7 @@
 //! A process guest whose faults this process answers: by the fault server, or by a bare loop.
 
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,7 +14,7 @@ use rekindle_engine::handover::Handover;
 use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_guest::process::trace::{Access, Pattern, Timing, Trace};
 use rekindle_kernel::wakeup::{Wakeup, wait_readable};
-use rekindle_kernel::{Event, EventBuffer, GuestRange, Install, PAGE_BYTES, Protect, placement};
+use rekindle_kernel::{Event, EventBuffer, GuestRange, Install, PAGE_BYTES, Protect, Userfaultfd, placement};
 use rekindle_vmm::process::{GuestOptions, ProcessGuest};
 
 /// Longest time for a guest to hand its memory over.
@@ -75,9 +76,20 @@ impl Drop for BareLoop {
 }
 
 fn answer(handover: &Handover, capture: &Capture, stop: &Wakeup) -> anyhow::Result<()> {
-    use std::os::fd::AsFd as _;
     let region = handover.regions.iter().next().context("the guest has a region")?;
-    let (memory, userfaultfd) = (GuestRange::new(region.start, region.bytes), &handover.userfaultfd);
+    let userfaultfd = &handover.userfaultfd;
+    answer_each(userfaultfd, stop, |page| {
+        let offset = usize::try_from(page.start - region.start)?;
+        Ok(userfaultfd.copy(page.start, capture.mapping().source(offset, PAGE_BYTES), Protect::Writable))
+    })
+}
+
+/// Poll, read, an install of one page for each fault, and nothing else, until `stop`.
+pub(crate) fn answer_each(
+    userfaultfd: &Userfaultfd,
+    stop: &Wakeup,
+    install: impl Fn(GuestRange) -> anyhow::Result<Install>,
+) -> anyhow::Result<()> {
     let mut events = EventBuffer::private(BARE_EVENTS);
     loop {
         let [faults, stop] = wait_readable([Some(userfaultfd.as_fd()), Some(stop.as_fd())], None)?;
@@ -90,10 +102,7 @@ fn answer(handover: &Handover, capture: &Capture, stop: &Wakeup) -> anyhow::Resu
         let count = userfaultfd.read_events(&mut events)?;
         for event in events.events(count) {
             let Event::Fault { address, .. } = event else { continue };
-            let page = GuestRange::page_at(address);
-            let offset = usize::try_from(page.start - memory.start)?;
-            let install =
-                userfaultfd.copy(page.start, capture.mapping().source(offset, PAGE_BYTES), Protect::Writable);
+            let install = install(GuestRange::page_at(address))?;
             ensure!(matches!(install, Install::Installed), "installing a page: {install:?}");
         }
     }

@@ -1,6 +1,5 @@
 //! Rows on guests that share the pages of their snapshot: faults, installing ahead, and a pause, in this process.
 
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,16 +13,17 @@ use rekindle_engine::regions::{Region, Regions};
 use rekindle_engine::serve::{FaultServer, Neighbours, Placement, ServeOptions};
 use rekindle_engine::snapshot::Snapshot;
 use rekindle_engine::tracking::Tracking;
-use rekindle_kernel::wakeup::{Wakeup, wait_readable};
+use rekindle_kernel::wakeup::Wakeup;
 use rekindle_kernel::{
-    Backing, Event, EventBuffer, Features, GuestMemory, GuestRange, HUGE_PAGE_BYTES, Install, Mapping, Memfd,
-    PAGE_BYTES, PageKind, Protect, RegisterMode, Userfaultfd, placement, process,
+    Backing, Features, GuestMemory, GuestRange, HUGE_PAGE_BYTES, Install, Mapping, Memfd, PAGE_BYTES,
+    PageKind, Protect, RegisterMode, Userfaultfd, placement, process,
 };
 use rekindle_testkit::random::Random;
 use rekindle_vmm::copied_memory::copy_pages;
 
 use super::node::Node;
 use super::row::{Effort, Part, Row, Target, Unit, interleave};
+use super::served::answer_each;
 use super::statistics::as_float;
 
 const MIB: u64 = 1 << 20;
@@ -225,33 +225,14 @@ fn bare(shared: &Shared) -> anyhow::Result<f64> {
     std::thread::scope(|scope| {
         let answering = scope.spawn(|| -> anyhow::Result<()> {
             placement::run_on(HANDLER_CPU)?;
-            map_each(&handover.userfaultfd, &stop)
+            let userfaultfd = &handover.userfaultfd;
+            answer_each(userfaultfd, &stop, |page| Ok(userfaultfd.continue_shared(page, Protect::Writable)))
         });
         let seconds = touch(&memory);
         stop.wake();
         answering.join().expect("the loop does not panic")?;
         seconds
     })
-}
-
-/// The reference: poll, read, UFFDIO_CONTINUE of one page, and nothing else.
-fn map_each(userfaultfd: &Userfaultfd, stop: &Wakeup) -> anyhow::Result<()> {
-    let mut events = EventBuffer::private(64);
-    loop {
-        let [faults, stopped] = wait_readable([Some(userfaultfd.as_fd()), Some(stop.as_fd())], None)?;
-        if stopped.readable {
-            return Ok(());
-        }
-        if !faults.readable {
-            continue;
-        }
-        let count = userfaultfd.read_events(&mut events)?;
-        for event in events.events(count) {
-            let Event::Fault { address, .. } = event else { continue };
-            let mapped = userfaultfd.continue_shared(GuestRange::page_at(address), Protect::Writable);
-            ensure!(matches!(mapped, Install::Installed), "mapping a page: {mapped:?}");
-        }
-    }
 }
 
 fn measure_pause(effort: Effort) -> anyhow::Result<Vec<Part>> {
