@@ -3,8 +3,7 @@
 
 mod support;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use rekindle_engine::geometry::bytes_of_pages;
 use rekindle_engine::image::Image;
@@ -94,30 +93,33 @@ fn memory_is_given_back_under_guests_that_read_and_write_it() {
     let snapshot = node.snapshot(PAGES, sparse);
     let Some((first, _one, _)) = serve("under guests", &node, &snapshot) else { return };
     let Some((second, _two, _)) = serve("under guests", &node, &snapshot) else { return };
-    let is_done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let guests: Vec<_> = [(&first, 3), (&second, 5)]
-            .into_iter()
-            .map(|(guest, step)| {
-                scope.spawn(move || {
-                    let word =
-                        |page: usize| if page.is_multiple_of(step) { Some(1 << 41) } else { sparse(page) };
-                    for _ in 0..4 {
-                        (0..PAGES).step_by(step).for_each(|page| guest.write(page, 1 << 41));
-                        verify(guest, word);
-                    }
-                })
-            })
-            .collect();
-        let giving = scope.spawn(|| {
-            while !is_done.load(Ordering::Acquire) {
-                node.engine.give_images_back();
-                std::thread::yield_now();
+    let (tell, told) = mpsc::channel();
+    let runs = |guest: &Guest, step: usize, tell: mpsc::Sender<()>| {
+        let tell_now_and_then = |page: usize| {
+            if page.is_multiple_of(16) {
+                tell.send(()).expect("memory is given back until all guests have ended");
             }
-        });
-        guests.into_iter().for_each(|guest| guest.join().expect("every page is right"));
-        is_done.store(true, Ordering::Release);
-        giving.join().expect("it can be given back at any time");
+        };
+        for _ in 0..4 {
+            for page in (0..PAGES).step_by(step) {
+                guest.write(page, 1 << 41);
+                tell_now_and_then(page);
+            }
+            for page in 0..PAGES {
+                let word = if page.is_multiple_of(step) { Some(1 << 41) } else { sparse(page) };
+                assert!(guest.has(page, word.unwrap_or(0)), "page {page} is {:#x}", guest.word(page));
+                tell_now_and_then(page);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for (guest, step) in [(&first, 3), (&second, 5)] {
+            let (runs, tell) = (&runs, tell.clone());
+            scope.spawn(move || runs(guest, step, tell));
+        }
+        drop(tell);
+        // As often as they get on: a page that is gone before it is mapped is brought again.
+        told.iter().for_each(|()| node.engine.give_images_back());
     });
 }
 
