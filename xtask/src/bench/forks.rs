@@ -122,7 +122,7 @@ fn measure_time(effort: Effort) -> anyhow::Result<Vec<Part>> {
         let asked = Instant::now();
         let forks = served.resume(count, mode)?;
         for fork in &forks {
-            let ticked = Told::new(&served.client, &fork.id.to_string()).tick(64)?;
+            let ticked = Told::new(&served.client, fork.id.to_string()).tick(64)?;
             ensure!(ticked.verified.mismatches == 0, "a fork found wrong pages");
         }
         let seconds = asked.elapsed().as_secs_f64();
