@@ -204,11 +204,12 @@ fn percent(random: &mut Random, end: u32) -> u8 {
     u8::try_from(random.below(end)).expect("below a hundred")
 }
 
-/// Private memory knows one way only.
+/// Private memory knows one way only. The other one has two outcomes for shared memory: a guest may run on pages that it
+/// shares with others.
 fn discard_how(backing: MemoryBacking, random: &mut Random) -> DiscardHow {
     match backing {
         MemoryBacking::Private | MemoryBacking::PrivateHuge => DiscardHow::DontNeed,
-        MemoryBacking::Shared | MemoryBacking::Huge if random.percent(25) => DiscardHow::DontNeed,
+        MemoryBacking::Huge if random.percent(25) => DiscardHow::DontNeed,
         MemoryBacking::Shared | MemoryBacking::Huge => DiscardHow::Remove,
     }
 }

@@ -86,9 +86,10 @@ pub enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiscardHow {
-    /// `MADV_DONTNEED`: private pages read as zeroes; shared ones are only unmapped and keep their content.
+    /// `MADV_DONTNEED`: private pages, and those that guests of a snapshot share, read as zeroes; those of a file of the guest's
+    /// own are only unmapped and keep their content.
     DontNeed,
-    /// `MADV_REMOVE`: pages read as zeroes; refused for private memory.
+    /// `MADV_REMOVE`: pages read as zeroes; refused for private memory, and the same as the other for pages that guests share.
     Remove,
 }
 

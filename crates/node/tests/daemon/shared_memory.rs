@@ -2,6 +2,8 @@
 
 use rekindle_api::problem::Code;
 use rekindle_api::types::{ForkSandbox, MemoryBacking, MemoryMode, ResumeSnapshot, SnapshotState};
+use rekindle_guest::process::history::Share;
+use rekindle_guest::process::protocol::DiscardHow;
 
 use crate::support::{MEMORY_BYTES, Node, resume_as, rewrite};
 
@@ -48,6 +50,18 @@ fn forks_share_the_pages_of_their_snapshot_and_each_is_paused_with_what_it_wrote
     let dirty = paused.classes.expect("it is sealed").dirty;
     assert!(dirty < MEMORY_BYTES / 4096 / 2, "{dirty} pages, and 40 percent were written");
     node.assert_verified("a");
+}
+
+#[test]
+fn pages_that_a_guest_on_shared_memory_gives_back_read_zero_to_it_alone() {
+    let node = Node::start();
+    node.filled("a", 1);
+    node.client.fork_sandbox("a", None, &three(None)).expect("it is forked");
+    for (name, how) in [("f-1", DiscardHow::Remove), ("f-2", DiscardHow::DontNeed)] {
+        let share = Share { seed: 3, percent: 30, run_pages: 4 };
+        assert!(node.told(name).discard(share, how).expect("it gives pages back").pages > 0);
+    }
+    verify_and_rewrite(&node);
 }
 
 #[test]
