@@ -129,8 +129,9 @@ fn files_of(root: &Path) -> anyhow::Result<BTreeSet<PathBuf>> {
     ensure!(output.status.success(), "git: {}", String::from_utf8_lossy(&output.stderr));
     let names = output.stdout.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let files = names.map(|name| PathBuf::from(OsStr::from_bytes(name)));
-    // One that is deleted and not committed is listed and not there.
-    Ok(files.filter(|file| root.join(file).is_file()).collect())
+    // One that is deleted and not committed is listed and not there. Cargo's settings of the workspace hold below it: twice the
+    // same flags are other flags, and all code of others would be built once more.
+    Ok(files.filter(|file| root.join(file).is_file() && !file.starts_with(".cargo")).collect())
 }
 
 /// Leaves what is equal as it is: what is newer is built again.
