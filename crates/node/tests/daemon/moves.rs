@@ -132,17 +132,22 @@ fn an_answer_that_is_lost_is_given_again_and_the_sandbox_runs_once() {
     outage.end();
 }
 
-#[test]
-fn a_first_node_that_is_killed_while_it_asks_has_the_sandbox_paused_and_moves_it_when_it_is_told_again() {
-    let (mut pair, [to_first, _], outage) = running_at_first("");
+/// Kills the first node between its question and the answer of the second, and starts it again.
+fn kill_the_first_while_it_asks(pair: &mut Pair, to_first: &Proxy) {
     to_first.hold();
-    let cut_short = moved_while(&mut pair, |pair| {
+    let cut_short = moved_while(pair, |pair| {
         to_first.wait_until_held();
         pair.first.kill();
     });
     cut_short.expect_err("its daemon is gone");
     to_first.cut();
     pair.first.start_again();
+}
+
+#[test]
+fn a_first_node_that_is_killed_while_it_asks_has_the_sandbox_paused_and_moves_it_when_it_is_told_again() {
+    let (mut pair, [to_first, _], outage) = running_at_first("");
+    kill_the_first_while_it_asks(&mut pair, &to_first);
     at(&pair.first, SandboxState::Paused);
     pair.first.eventually("the second node taking it", || moved(&pair.first, None, "second").is_ok());
     assert_at_second(&pair);
@@ -180,14 +185,7 @@ fn a_drain_whose_question_has_no_answer_leaves_that_sandbox_paused_and_no_undo_r
 fn a_drained_sandbox_that_another_node_may_run_is_not_resumed_by_the_next_start() {
     let (mut pair, [to_first, _], outage) = running_at_first("");
     pair.first.client.drain(&DrainNode::default()).expect("it is drained");
-    to_first.hold();
-    let cut_short = moved_while(&mut pair, |pair| {
-        to_first.wait_until_held();
-        pair.first.kill();
-    });
-    cut_short.expect_err("its daemon is gone");
-    to_first.cut();
-    pair.first.start_again();
+    kill_the_first_while_it_asks(&mut pair, &to_first);
     let shown = pair.first.client.sandbox("box").expect("it is listed");
     assert_eq!((shown.state, shown.reason), (SandboxState::Paused, None));
     pair.first.eventually("the second node taking it", || moved(&pair.first, None, "second").is_ok());
