@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::AtomicU64 as Clock;
 use std::sync::{Arc, Weak};
 
+use crate::geometry::bytes_of_pages;
 use crate::handles::{HandleRight, Handles};
 use crate::identity::LayerId;
 use crate::layer_facts::LayerFacts;
@@ -130,6 +131,14 @@ impl Layer {
     /// Bytes that its present file takes on the disk.
     pub fn local_bytes(&self) -> u64 {
         self.local.load().newest().counted().bytes()
+    }
+
+    /// Those of them that are pages of the layer: not the index behind them. Counted in whole pages.
+    pub fn local_page_bytes(&self) -> u64 {
+        let page = bytes_of_pages(1);
+        let index = self.facts.index_bytes().next_multiple_of(page);
+        let pages = self.local_bytes().saturating_sub(index).next_multiple_of(page);
+        pages.min(bytes_of_pages(self.pages()))
     }
 
     /// Counts the bytes of a file that was found at the layer's path.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::frame::FrameNumber;
-use crate::identity::LayerId;
+use crate::frame::{FrameNumber, frames_of};
+use crate::geometry::u64_of;
+use crate::identity::{FrameDigest, LayerId};
 use crate::key_ring::DomainKey;
 use crate::layer_index::LayerIndex;
 use crate::manifest::{LayerName, ObjectName, StoredLayer};
@@ -21,6 +22,8 @@ pub struct LayerFacts {
     name: LayerName,
     key: DomainKey,
     index: OnceLock<LayerIndex>,
+    /// Bytes of the encoded index, once they were asked for.
+    index_bytes: OnceLock<u64>,
     placement: Current<Option<Placement>>,
     /// True if the last known object was not in the store when it was asked for.
     last_is_gone: AtomicBool,
@@ -38,6 +41,7 @@ impl LayerFacts {
             name,
             key,
             index: OnceLock::new(),
+            index_bytes: OnceLock::new(),
             placement: Current::new(Arc::new(None)),
             last_is_gone: AtomicBool::new(false),
             only_here: Mutex::default(),
@@ -68,6 +72,13 @@ impl LayerFacts {
     /// The index, once it is known: from packing, from this disk, or from the store's table.
     pub fn index(&self) -> Option<&LayerIndex> {
         self.index.get()
+    }
+
+    /// Bytes of the encoded index; before it is known, those of its digests.
+    pub fn index_bytes(&self) -> u64 {
+        let digests = u64_of(frames_of(self.pages()) * size_of::<FrameDigest>());
+        let encoded = |index: &LayerIndex| *self.index_bytes.get_or_init(|| u64_of(index.encode().len()));
+        self.index().map_or(digests, encoded)
     }
 
     /// Remembers the index, which is this layer's: the layer's name is the hash of it.

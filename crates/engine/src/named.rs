@@ -57,7 +57,7 @@ impl Named {
         let placed = |layer: &Arc<Layer>| PlacedLayer {
             id: layer.id(),
             bytes: bytes_of_pages(layer.pages()),
-            local_bytes: layer.local_bytes().min(bytes_of_pages(layer.pages())),
+            local_bytes: layer.local_page_bytes(),
             stored_bytes: layer.stored_at().map(|stored| stored.object_bytes),
         };
         self.layers.iter().map(placed).collect()

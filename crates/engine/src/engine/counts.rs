@@ -13,6 +13,11 @@ impl Engine {
         self.bounded.status()
     }
 
+    /// Bytes that layer files take on the disk, as they are counted; the disk is not asked.
+    pub fn layer_bytes_here(&self) -> u64 {
+        self.cache.files().bytes().bytes()
+    }
+
     /// Bytes of RAM that captures hold now, including those that the reaper has not freed yet.
     pub fn capture_bytes_held(&self) -> u64 {
         self.rules.capture_bytes_held()

@@ -12,7 +12,7 @@ use crate::snapshot::Snapshot;
 impl Engine {
     /// The bytes of each of these layers that are on this disk.
     pub fn held_layers(&self, layers: &[LayerId]) -> HeldLayers {
-        let held = |id: &LayerId| self.cache.handle(*id).map_or(0, |layer| layer.local_bytes());
+        let held = |id: &LayerId| self.cache.handle(*id).map_or(0, |layer| layer.local_page_bytes());
         HeldLayers { engine: self.id, bytes: layers.iter().map(held).collect() }
     }
 

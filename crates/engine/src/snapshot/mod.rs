@@ -1,6 +1,7 @@
 //! A snapshot: volumes that can be read from the start, and a manifest once it is sealed.
 
 mod followed;
+mod here;
 mod keeping;
 mod progress;
 mod remote;
@@ -30,6 +31,7 @@ use crate::view::LiveView;
 use crate::withdrawal::Withdrawal;
 use crate::working_set::Known;
 
+pub use here::BytesHere;
 pub(crate) use progress::Lost;
 pub use status::{NoManifestYet, RemoteStatus, SealParts, SnapshotStatus};
 

@@ -2,10 +2,12 @@
 
 use rekindle_engine::engine::{Engine, EngineOptions};
 use rekindle_engine::lifecycle::SnapshotState;
+use rekindle_engine::snapshot::BytesHere;
 use rekindle_testkit::guest::judge;
 use rekindle_testkit::hooks::Point;
 use rekindle_testkit::site::{PATIENCE, Site};
 
+use crate::failures::eventually;
 use crate::fleet::{Fleet, any_port, first_pause, next_pause, run};
 
 const PAGES: u32 = 700;
@@ -148,9 +150,15 @@ fn case_05_placement_names_no_layer_that_is_not_there_and_waits_for_none() {
         assert!(!described.is_published && snapshot.manifest_now().is_none());
     }
     assert_eq!(remote.status().remote.expect("it has no names").node, at_a.to_string());
+    let all = u64::from(PAGES) * 4096;
+    assert_eq!(paused.bytes_here(), Some(BytesHere::default()), "it is in RAM, over nothing");
+    eventually(|| remote.bytes_here() == Some(BytesHere { bytes: all, local_bytes: all }));
     drop(held);
     assert!(remote.wait_state(SnapshotState::Published, PATIENCE), "{:?}", remote.status());
     assert!(!remote.layers_now().is_empty());
+    assert!(paused.wait_state(SnapshotState::Published, PATIENCE), "{:?}", paused.status());
+    let BytesHere { bytes, local_bytes } = paused.bytes_here().expect("it is not lost");
+    assert!(bytes > 0 && local_bytes == bytes, "{local_bytes} of {bytes}");
 }
 
 /// The places of three nodes that share a store.
