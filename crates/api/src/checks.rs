@@ -13,8 +13,8 @@ use super::quoted::quoted;
 use super::types::{
     CaptureMemory, CaptureSource, CheckpointSandbox, Collect, ConsoleInput, ConsoleQuery, CreateSandbox,
     DrainNode, EventsQuery, ForkSandbox, Labels, ListQuery, Machine, MemoryRegion, MoveSandbox, Netns,
-    OpenFaultSocket, PauseSandbox, PeriodicCheckpoints, ResumeSandbox, ResumeSnapshot, SnapshotState, Tap,
-    TapName, VmmKind, WaitQuery, is_name, name_rule,
+    OpenFaultSocket, PauseSandbox, PeriodicCheckpoints, PlacementQuery, ResumeSandbox, ResumeSnapshot,
+    SnapshotState, Tap, TapName, VmmKind, WaitQuery, is_name, name_rule,
 };
 
 /// Beginning of the names of labels that rekindle gives itself.
@@ -78,6 +78,15 @@ impl Checked for DrainNode {
             format!("`to` has {} nodes: at most {} are taken", self.to.len(), limits::DRAIN_NODES_MAX)
         })?;
         self.to.iter().try_for_each(|node| check_node("to", node))
+    }
+}
+
+impl Checked for PlacementQuery {
+    fn check(&self) -> Result<(), Problem> {
+        must(self.snapshots.len() <= limits::PLACEMENT_SNAPSHOTS_MAX, || {
+            let most = limits::PLACEMENT_SNAPSHOTS_MAX;
+            format!("`snapshot` is given {} times: at most {most} are taken", self.snapshots.len())
+        })
     }
 }
 

@@ -11,9 +11,9 @@ use super::problem::{Code, Problem};
 use super::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
     Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
-    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage,
-    Verification, Version, WithdrawnSnapshotList,
+    NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness, Reference,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
 };
 
 /// Result of a request, or the problem that stopped it.
@@ -117,7 +117,9 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification>;
-    /// The layers a snapshot is made of and their places; never waits for a seal.
+    /// What this node has, and how near resumes of snapshots are here; asks neither the store nor the disk.
+    fn node_placement(&self, query: &PlacementQuery) -> Answer<NodePlacement>;
+    /// The layers a snapshot is made of and their places; never waits for a seal, and asks no store.
     fn placement(&self, reference: &Reference) -> Answer<Placement>;
     /// Makes new sandboxes of a snapshot.
     fn resume_snapshot(

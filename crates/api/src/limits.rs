@@ -14,6 +14,12 @@ pub const VERIFICATIONS_MAX: usize = 8;
 /// Collections of the store at once; one works, and the others wait for it.
 pub const COLLECTIONS_MAX: usize = 2;
 
+/// Snapshots that one request asks the placement of.
+pub const PLACEMENT_SNAPSHOTS_MAX: usize = 256;
+
+/// Snapshots in an answer about what is on the node, and in the file that says it.
+pub const SNAPSHOTS_HERE_MAX: usize = 64;
+
 /// Verdicts in the answer of a dry run.
 pub const VERDICTS_MAX: usize = 10_000;
 
@@ -23,7 +29,7 @@ pub const CAPTURES_MAX: usize = 4;
 /// Event streams at once.
 pub const EVENT_STREAMS_MAX: usize = 64;
 
-/// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
+/// Requests for health, readiness, version, metrics, placement and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
 /// Connections beyond those that are told so at once; more wait for their turn to be told.

@@ -3,6 +3,7 @@
 //! The server answers these, the client asks for these, and the OpenAPI document describes these.
 
 mod going_on;
+mod placing;
 
 use super::operation::{
     AnyJson, Body, Done, EventStreamOf, GuestCommand, InQuery, Json, JsonArray, Measurements, NoInput,
@@ -18,6 +19,7 @@ use super::types::{
 };
 
 pub(crate) use going_on::{FORK_SANDBOX, MOVE_SANDBOX};
+pub(crate) use placing::{SHOW_NODE_PLACEMENT, SHOW_PLACEMENT};
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
 const OF_RECORDS: &[Code] = &[Code::WrongState, Code::GuestFailed, Code::KeeperFailed, Code::DiskFailed];
@@ -272,12 +274,6 @@ pub(crate) const VERIFY_SNAPSHOT: Operation<OfSnapshot, NoInput, Json<Verificati
     Operation::post("verify_snapshot", "/v1/snapshots/{reference}/verify", "snapshots")
         .does("Reads every page of a snapshot and checks it.")
         .answers(200, "The result")
-        .fails(OF_READING);
-
-pub(crate) const SHOW_PLACEMENT: Operation<OfSnapshot, NoInput, Json<Placement>> =
-    Operation::get("show_placement", "/v1/snapshots/{reference}/placement", "snapshots")
-        .does("Shows the layers that a snapshot is made of and their places, without waiting for a seal.")
-        .answers(200, "The layers")
         .fails(OF_READING);
 
 pub(crate) const RESUME_SNAPSHOT: Operation<OfSnapshot, Body<ResumeSnapshot>, Json<SandboxList>> =

@@ -9,6 +9,7 @@ mod memory;
 mod names;
 mod network;
 mod numbers;
+mod placement;
 mod resuming;
 mod schemas;
 pub(crate) mod shapes;
@@ -38,6 +39,7 @@ pub use names::{LabelFilter, Labels, Name, NameOfSeveral, NotAName, Reference};
 pub(crate) use names::{is_name, name_rule};
 pub use network::{Netns, NoNetwork, TapName, Which};
 pub use numbers::{OutOfRange, PageLimit, SandboxCount};
+pub use placement::{NodePlacement, PlacedSnapshot, PlacementQuery, ResumeHint};
 pub use resuming::{MemoryMode, Prefault};
 pub use snapshot::{
     DeletedSnapshot, KeptSnapshot, Origin, PageClasses, PlacedLayer, Placement, Snapshot, SnapshotList,

@@ -20,7 +20,7 @@ pub const KEYS: [Key; OF_NODE.len() + OF_EDGES.len()] = {
 };
 
 /// Those of the node itself.
-const OF_NODE: [Key; 29] = [
+const OF_NODE: [Key; 30] = [
     Key {
         name: "state_directory",
         flag: "state-directory",
@@ -262,6 +262,15 @@ const OF_NODE: [Key; 29] = [
         help: "Past events that a client can still ask for",
         default: "10000",
         example: "10000",
+        reloads: false,
+    },
+    Key {
+        name: "placement_file",
+        flag: "placement-file",
+        value: "PATH",
+        help: "File that says what is on this node, for schedulers: kept true, and gone when the daemon ends",
+        default: "none",
+        example: "\"/run/rekindle/placement\"",
         reloads: false,
     },
     Key {

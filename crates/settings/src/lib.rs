@@ -105,6 +105,8 @@ pub struct Settings {
     pub set_aside_kept: Duration,
     /// Past events that are kept.
     pub events_kept: usize,
+    /// File that says what is on this node, for schedulers.
+    pub placement_file: Option<PathBuf>,
     /// Lines to log, as directives of `tracing`. Reloads.
     pub log_level: String,
     /// Form of log lines. Reloads.
@@ -262,6 +264,7 @@ impl Settings {
             )?,
             set_aside_kept: read.value("set_aside_kept", &values::TIME, SET_ASIDE_KEPT)?,
             events_kept: read.value("events_kept", &values::COUNT, 10_000)?,
+            placement_file: read.given("placement_file", &values::PATH)?,
             log_level: read.value("log_level", &values::LEVEL, "info".to_owned())?,
             log_format: read.value("log_format", &values::FORMAT, LogFormat::Human)?,
             bucket: read.bucket()?,

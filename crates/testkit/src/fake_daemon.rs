@@ -7,6 +7,7 @@ mod control;
 mod drains;
 mod kept;
 mod moves;
+mod placing;
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -4,6 +4,7 @@ mod endpoint;
 mod error;
 mod events;
 mod exchange;
+mod placement;
 mod trust;
 
 use std::path::PathBuf;
@@ -24,9 +25,8 @@ use crate::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
     CreateSandbox, DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health,
     KeptSnapshot, LabelFilter, ListQuery, MoveSandbox, MovedSandbox, OpenFaultSocket, PageLimit,
-    PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot,
-    SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery,
-    WithdrawnSnapshot,
+    PauseSandbox, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery, WithdrawnSnapshot,
 };
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
@@ -234,11 +234,6 @@ impl Client {
     /// Reads every page of a snapshot and checks it.
     pub fn verify_snapshot(&self, reference: &str) -> Result<Verification> {
         self.ask(&VERIFY_SNAPSHOT, reference, &())
-    }
-
-    /// The layers a snapshot is made of and their places.
-    pub fn placement(&self, reference: &str) -> Result<Placement> {
-        self.ask(&SHOW_PLACEMENT, reference, &())
     }
 
     /// Makes new sandboxes of a snapshot.

@@ -61,7 +61,7 @@ fn all() -> Routes {
         .and(placed(daemon::collections(), "collections", limits::COLLECTIONS_MAX))
         .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
         .and(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
-        .and(placed(daemon::routes(), "probes", limits::PROBES_MAX))
+        .and(placed(daemon::routes().and(snapshots::placements()), "probes", limits::PROBES_MAX))
 }
 
 #[cfg(test)]
@@ -77,7 +77,7 @@ mod tests {
         let document = serde_json::to_value(document::document(&all().described)).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 42);
+        assert_eq!(operations.len(), 43);
         let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
         for operation in operations {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);

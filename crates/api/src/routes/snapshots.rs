@@ -9,8 +9,8 @@ use crate::audit::Removed;
 use crate::limits;
 use crate::operations::{
     DELETE_SNAPSHOT, FORGET_SNAPSHOT, LIST_KEPT, LIST_SNAPSHOTS, LIST_STORED_SNAPSHOTS,
-    LIST_WITHDRAWN_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_PLACEMENT, SHOW_SNAPSHOT, SHOW_SNAPSHOT_USAGE,
-    SHOW_USAGE, UNDELETE_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
+    LIST_WITHDRAWN_SNAPSHOTS, RESUME_SNAPSHOT, SHOW_NODE_PLACEMENT, SHOW_PLACEMENT, SHOW_SNAPSHOT,
+    SHOW_SNAPSHOT_USAGE, SHOW_USAGE, UNDELETE_SNAPSHOT, VERIFY_SNAPSHOT, WAIT_SNAPSHOT,
 };
 use crate::problem::{Code, Problem};
 
@@ -26,8 +26,14 @@ pub(super) fn routes() -> Routes {
         .changes(&DELETE_SNAPSHOT, |control, _, of, ()| control.delete_snapshot(&of))
         .changes(&UNDELETE_SNAPSHOT, |control, _, of, ()| control.undelete_snapshot(&of))
         .changes(&FORGET_SNAPSHOT, |control, _, of, ()| control.forget_snapshot(&of).map(Removed::Snapshot))
-        .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))
         .changes(&RESUME_SNAPSHOT, |control, asked, of, how| control.resume_snapshot(&of, asked, how))
+}
+
+/// Operations that are answered from memory alone.
+pub(super) fn placements() -> Routes {
+    Routes::default()
+        .reads(&SHOW_NODE_PLACEMENT, |control, (), query| control.node_placement(&query))
+        .reads(&SHOW_PLACEMENT, |control, of, ()| control.placement(&of))
 }
 
 /// The operation that reads whole snapshots.

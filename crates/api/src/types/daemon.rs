@@ -31,7 +31,7 @@ pub struct Event {
     /// Kind: `sandbox.created`, `sandbox.paused`, `sandbox.checkpointed`, `sandbox.not_checkpointed`, `sandbox.resumed`, `sandbox.stalled`,
     /// `sandbox.running`, `sandbox.reset`, `sandbox.stopped`, `sandbox.lost`, `sandbox.removed`, `sandbox.moved`, `snapshot.captured`, `snapshot.sealed`,
     /// `snapshot.published`, `snapshot.failing`, `snapshot.deleted`, `snapshot.undeleted`,
-    /// `snapshot.forgotten`, `snapshot.lost`, `store.collected`,
+    /// `snapshot.forgotten`, `snapshot.lost`, `snapshot.placed`, `store.collected`,
     /// `daemon.started`, `daemon.drained`, `daemon.reopened`.
     pub kind: String,
     /// The sandbox it is about.

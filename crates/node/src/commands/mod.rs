@@ -19,6 +19,7 @@ pub mod moving;
 pub mod numbers;
 pub mod output;
 pub mod pause;
+pub mod placement;
 mod period;
 mod private_node;
 pub mod resume;
@@ -57,6 +58,7 @@ use keys::KeysArguments;
 use list::ListArguments;
 use moving::MoveArguments;
 use pause::{CheckpointArguments, PauseArguments};
+use placement::PlacementArguments;
 use rekindle_guest::process::arguments::GuestArguments;
 use rekindle_keeper::arguments::KeeperArguments;
 use rekindle_vmm::namespace::EnterArguments;
@@ -133,6 +135,8 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Show how many bytes snapshots take, in the store and on the node
     Usage(UsageArguments),
+    /// Show what the node has, and how near a resume of snapshots would be there
+    Placement(PlacementArguments),
     /// Have a test guest fill, rewrite, verify or discard its memory (test guests only)
     Tell(TellArguments),
     /// Show what a virtual machine prints at its console, and type there
@@ -201,6 +205,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Wait(arguments) => wait::run(&session, arguments),
         Command::Verify(arguments) => verify::run(&session, arguments),
         Command::Usage(arguments) => usage::run(&session, arguments),
+        Command::Placement(arguments) => placement::run(&session, arguments),
         Command::Tell(arguments) => tell::run(&session, arguments),
         Command::Console(arguments) => console::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),

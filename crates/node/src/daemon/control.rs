@@ -6,9 +6,9 @@ use rekindle_api::control::{Answer, Asked, Control};
 use rekindle_api::types::{
     CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
     Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
-    OpenFaultSocket, PauseSandbox, Placement, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshotList, Usage,
-    Verification, Version, WithdrawnSnapshotList,
+    NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness, Reference,
+    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
 };
 use tokio::sync::broadcast;
 use uuid::Uuid;
@@ -142,6 +142,10 @@ impl Control for Daemon {
 
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification> {
         self.counted(self.snapshots.verify(reference, &asked))
+    }
+
+    fn node_placement(&self, query: &PlacementQuery) -> Answer<NodePlacement> {
+        Ok(self.placements.of_node(query))
     }
 
     fn placement(&self, reference: &Reference) -> Answer<Placement> {

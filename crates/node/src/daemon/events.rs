@@ -78,6 +78,11 @@ impl EventLog {
         self.listeners.send(event).ok();
     }
 
+    /// The id of the newest event; the one before the first if there is none.
+    pub(super) fn last(&self) -> u64 {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).next_id.saturating_sub(1)
+    }
+
     /// The remembered events after `after`, and a receiver of new ones.
     pub(super) fn since(&self, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);

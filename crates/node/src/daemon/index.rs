@@ -50,6 +50,11 @@ impl<T: Named> Index<T> {
         self.by_id.get(&id)
     }
 
+    /// The number of things.
+    pub(super) fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
     /// The oldest thing with a name.
     pub(super) fn named(&self, name: &str) -> Option<&T> {
         self.get(*self.by_name.get(name)?.first()?)

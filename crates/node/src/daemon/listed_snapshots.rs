@@ -56,6 +56,16 @@ impl ListedSnapshots {
         self.lock().index.find("snapshot", reference).cloned()
     }
 
+    /// The one with an id.
+    pub(super) fn get(&self, id: Uuid) -> Option<Known> {
+        self.lock().index.get(id).cloned()
+    }
+
+    /// The number of them.
+    pub(super) fn count(&self) -> usize {
+        self.lock().index.count()
+    }
+
     /// The id of the one with this name.
     pub(super) fn holder(&self, name: &str) -> Option<Uuid> {
         self.lock().index.named(name).map(Known::id)

@@ -61,6 +61,9 @@ mod pausing;
 mod peers;
 mod periodic;
 mod periodic_line;
+mod placement;
+mod placement_file;
+mod placement_watch;
 mod problems;
 mod record;
 mod recovery;
@@ -122,6 +125,9 @@ use listed_snapshots::ListedSnapshots;
 use origins::origin_of;
 use peers::{PeerListener, peers_of};
 use periodic::PeriodicCheckpointing;
+use placement::Placements;
+use placement_file::PlacementFile;
+use placement_watch::PlacementWatch;
 use registry::Registry;
 use room::Room;
 use sandboxes::Sandboxes;
@@ -142,11 +148,13 @@ pub struct Daemon {
     events: Arc<EventLog>,
     snapshots: Arc<Snapshots>,
     guests: Arc<GuestOwners>,
+    placements: Arc<Placements>,
     captures: Captures,
     lookout: Mutex<Option<Lookout>>,
     deciding: Mutex<Option<Deciding>>,
     checkpointing: Mutex<Option<PeriodicCheckpointing>>,
     peers: Mutex<Option<PeerListener>>,
+    placing: Mutex<Option<PlacementWatch>>,
 }
 
 /// Opens the catalog at a path.
@@ -216,6 +224,7 @@ impl Daemon {
         let snapshots = Arc::new(Snapshots::new(listed, Arc::clone(&host), Arc::clone(&events)));
         let guests = Arc::new(guest_owners(catalog, &host, &snapshots, &events)?);
         let fault_sockets = Arc::clone(&guests.fault_sockets);
+        let placements = placements(settings, (&snapshots, &guests, &events))?;
         let daemon = Arc::new(Self {
             started_unix_ms: clock::unix_ms(),
             captures: Captures::new(Arc::clone(&host), Arc::clone(&snapshots), fault_sockets),
@@ -223,10 +232,12 @@ impl Daemon {
             events,
             snapshots,
             guests,
+            placements,
             lookout: Mutex::default(),
             deciding: Mutex::default(),
             checkpointing: Mutex::default(),
             peers: Mutex::default(),
+            placing: Mutex::default(),
         });
         boot_files::remove_unfinished(&boot_directory::boot_directory(&daemon.host));
         daemon.guests.recover(found, started)?;
@@ -240,6 +251,9 @@ impl Daemon {
         *daemon.deciding.lock().unwrap_or_else(PoisonError::into_inner) = Some(deciding);
         let checkpointing = PeriodicCheckpointing::start(&daemon.guests.sandboxes)?;
         *daemon.checkpointing.lock().unwrap_or_else(PoisonError::into_inner) = Some(checkpointing);
+        let file = settings.placement_file.as_deref().map(PlacementFile::at);
+        let placing = PlacementWatch::start(&daemon.placements, &daemon.events, file)?;
+        *daemon.placing.lock().unwrap_or_else(PoisonError::into_inner) = Some(placing);
         Ok(daemon)
     }
 
@@ -265,6 +279,9 @@ impl Served for Daemon {
     }
 
     fn end(&self) {
+        if let Some(placing) = self.placing.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            placing.finish();
+        }
         if let Some(peers) = self.peers.lock().unwrap_or_else(PoisonError::into_inner).take() {
             peers.finish();
         }
@@ -295,6 +312,15 @@ fn guest_owners(
     let (events, host) = (Arc::clone(events), Arc::clone(host));
     let sandboxes = Sandboxes::new(registry, catalog, Arc::clone(snapshots), room, events, host)?;
     Ok(GuestOwners { sandboxes: Arc::new(sandboxes), fault_sockets: Arc::new(fault_sockets) })
+}
+
+fn placements(
+    settings: &Settings,
+    (snapshots, guests, events): (&Arc<Snapshots>, &Arc<GuestOwners>, &Arc<EventLog>),
+) -> io::Result<Arc<Placements>> {
+    let layer_bytes_max = cache_limits(settings)?.bytes_max;
+    let (snapshots, guests, events) = (Arc::clone(snapshots), Arc::clone(guests), Arc::clone(events));
+    Ok(Arc::new(Placements::new(snapshots, guests, events, layer_bytes_max)))
 }
 
 fn engine_options(

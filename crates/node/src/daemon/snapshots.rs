@@ -283,7 +283,8 @@ impl Snapshots {
     }
 
     pub(super) fn place(&self, reference: &Reference) -> Answer<Placement> {
-        let known = self.readable(reference)?;
+        // Not looked for in the store, which may not answer.
+        let known = Self::still_readable(self.listed.find(reference)?)?;
         let layers = known.snapshot.layers_now().into_iter().map(|layer| PlacedLayer {
             id: layer.id.to_string(),
             bytes: layer.bytes,

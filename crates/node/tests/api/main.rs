@@ -8,6 +8,7 @@ mod document;
 mod events;
 mod hostile;
 mod limits;
+mod placement;
 mod raw;
 mod routes;
 mod schemathesis;

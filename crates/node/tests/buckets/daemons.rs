@@ -4,12 +4,15 @@ use std::fs;
 use std::path::PathBuf;
 
 use rekindle_api::client::Client;
+use rekindle_api::problem::Code;
 use rekindle_api::types::{
-    CreateSandbox, MemoryBacking, PauseSandbox, ResumeSandbox, ResumeSnapshot, SnapshotState,
+    CreateSandbox, MemoryBacking, PauseSandbox, PlacementQuery, ResumeHint, ResumeSandbox, ResumeSnapshot,
+    SnapshotState,
 };
 use rekindle_testkit::black_box::{BlackBox, PATIENCE, RunningDaemon, Told, ask_until};
 use rekindle_testkit::s3::{Misbehaviour, Rule, S3Server};
 use rekindle_testkit::stores::Operation;
+use uuid::Uuid;
 
 use crate::bucket::Bucket;
 
@@ -132,6 +135,22 @@ fn a_snapshot_that_only_the_bucket_knows_is_listed_and_resumed_by_a_part_of_its_
     two.resumed(end, "b");
     two.assert_verified("b");
     assert!(two.client.stored_snapshots().expect("it is listed").iter().all(|stored| stored.is_known));
+}
+
+#[test]
+fn placement_is_told_while_the_bucket_answers_nothing() {
+    let server = S3Server::start().expect("a server");
+    let node = Node::start(&Bucket::of(&server, ""));
+    node.filled("a");
+    let _silent = [Operation::Get, Operation::List, Operation::Put]
+        .map(|on| server.misbehave(Rule::next(u32::MAX, on, "", Misbehaviour::Lose)));
+    let paused = node.client.pause_sandbox("a", None, &PauseSandbox::default()).expect("it is paused").id;
+    let unknown = Uuid::now_v7();
+    let told = node.client.node_placement(&PlacementQuery { snapshots: vec![paused, unknown] });
+    let hints: Vec<_> = told.expect("it is told").placed.iter().map(|placed| placed.resume).collect();
+    assert_eq!(hints, [Some(ResumeHint::Local), Some(ResumeHint::Remote)]);
+    let placed = node.client.placement(&unknown.to_string()).expect_err("it is not looked for in the bucket");
+    assert_eq!(placed.code(), Some(Code::NotFound));
 }
 
 #[test]

@@ -244,6 +244,7 @@ fn programs_are_answered_in_json_by_every_command() {
     assert_eq!(json("show web")["sandbox"]["snapshot"], snapshot["id"]);
     assert_eq!(json("show base")["placement"]["snapshot"], snapshot["id"]);
     assert_eq!(json("wait base")["state"], "published");
+    assert_eq!(json("placement base")["placed"][0]["snapshot"], snapshot["id"]);
     assert_eq!(json("verify base")["wrong_pages"], 0);
     assert_eq!(json("resume web")["state"], "running");
     assert_eq!(json("fork web -n 2")["sandboxes"].as_array().map(Vec::len), Some(2));

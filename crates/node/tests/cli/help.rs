@@ -16,6 +16,7 @@ const COMMANDS: &[&str] = &[
     "wait",
     "verify",
     "usage",
+    "placement",
     "tell",
     "stop",
     "delete",

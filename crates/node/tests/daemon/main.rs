@@ -31,6 +31,7 @@ mod origins;
 mod outages;
 mod peers;
 mod periodic;
+mod placements;
 mod documents;
 mod prefault;
 mod proxy;

@@ -8,10 +8,10 @@ use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
     CaptureMemory, CaptureSource, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox,
     DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot,
-    Labels, ListQuery, MoveSandbox, MovedSandbox, OpenFaultSocket, PauseSandbox, Placement, Readiness,
-    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState, Snapshot, SnapshotList,
-    SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage, Verification, Version,
-    WithdrawnSnapshotList,
+    Labels, ListQuery, MoveSandbox, MovedSandbox, NodePlacement, OpenFaultSocket, PauseSandbox, Placement,
+    PlacementQuery, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState,
+    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage,
+    Verification, Version, WithdrawnSnapshotList,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -261,6 +261,10 @@ impl Control for FakeDaemon {
         kept.verifications_over += 1;
         self.changed.notify_all();
         Ok(answers::of_verification(&snapshot))
+    }
+
+    fn node_placement(&self, query: &PlacementQuery) -> Answer<NodePlacement> {
+        Ok(self.asked()?.node_placement(&query.snapshots))
     }
 
     fn placement(&self, reference: &Reference) -> Answer<Placement> {
