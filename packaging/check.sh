@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Asks systemd and Prometheus about the files for them. Says what it could not ask; with --all that is a failure.
+# Asks systemd and Prometheus about the files for them, and checks the manifests for Kubernetes and Nomad with validators from
+# PyPI. Says what it could not ask; with --all that is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 all=${1:-}
+KUBERNETES_VALIDATE_VERSION=1.37.0
+HCL2_VERSION=8.1.4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -28,3 +31,10 @@ if command -v promtool >/dev/null; then
 else
     missing promtool prometheus
 fi
+
+python=${CARGO_TARGET_DIR:-target}/manifests-$KUBERNETES_VALIDATE_VERSION-$HCL2_VERSION
+[ -x "$python/bin/kubernetes-validate" ] || {
+    python3 -m venv "$python"
+    "$python/bin/pip" install -q "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" "python-hcl2==$HCL2_VERSION"
+}
+"$python/bin/python" -B packaging/manifests.py

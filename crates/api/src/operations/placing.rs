@@ -16,7 +16,7 @@ pub(crate) const SHOW_NODE_PLACEMENT: Operation<Nothing, InQuery<PlacementQuery>
 pub(crate) const SHOW_PLACEMENT: Operation<OfSnapshot, NoInput, Json<Placement>> = Operation::get(
     "show_placement",
     "/v1/snapshots/{reference}/placement",
-    "placement",
+    "snapshots",
 )
 .does(
     "Shows the layers that a snapshot is made of and their places, without waiting for a seal or the store.",

@@ -1,5 +1,6 @@
 //! The files shipped beside the program name only metrics, settings and paths that the program has.
 
+mod manifests;
 mod metrics;
 mod packaging;
 mod promql;
