@@ -14,6 +14,9 @@ pub const VERIFICATIONS_MAX: usize = 8;
 /// Collections of the store at once; one works, and the others wait for it.
 pub const COLLECTIONS_MAX: usize = 2;
 
+/// Requests for placement data at once: each takes some milliseconds, and waits for nothing.
+pub const PLACEMENTS_MAX: usize = 16;
+
 /// Snapshots that one request asks the placement of.
 pub const PLACEMENT_SNAPSHOTS_MAX: usize = 256;
 
@@ -29,7 +32,7 @@ pub const CAPTURES_MAX: usize = 4;
 /// Event streams at once.
 pub const EVENT_STREAMS_MAX: usize = 64;
 
-/// Requests for health, readiness, version, metrics, placement and the document at once: answered also when all else is full.
+/// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
 /// Connections beyond those that are told so at once; more wait for their turn to be told.

@@ -60,8 +60,9 @@ fn all() -> Routes {
         .and(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
         .and(placed(daemon::collections(), "collections", limits::COLLECTIONS_MAX))
         .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
+        .and(placed(snapshots::placements(), "placements", limits::PLACEMENTS_MAX))
         .and(placed(events::routes(), "event streams", limits::EVENT_STREAMS_MAX))
-        .and(placed(daemon::routes().and(snapshots::placements()), "probes", limits::PROBES_MAX))
+        .and(placed(daemon::routes(), "probes", limits::PROBES_MAX))
 }
 
 #[cfg(test)]

@@ -61,8 +61,8 @@ impl Snapshot {
 }
 
 fn of_layers(named: &Named) -> BytesHere {
-    named.placed().iter().fold(BytesHere::default(), |sum, layer| BytesHere {
-        bytes: sum.bytes + layer.bytes,
-        local_bytes: sum.local_bytes + layer.local_bytes,
+    named.layers().iter().fold(BytesHere::default(), |sum, layer| BytesHere {
+        bytes: sum.bytes + bytes_of_pages(layer.pages()),
+        local_bytes: sum.local_bytes + layer.local_page_bytes(),
     })
 }

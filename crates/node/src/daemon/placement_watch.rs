@@ -22,6 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The time between two looks, as a multiple of the time that one takes: a node of many snapshots is looked at less often.
 const REST: u32 = 20;
 
+/// Snapshots that one look tells of: a layer that many of them name changes all their hints at once.
+const TOLD_AT_ONCE_MAX: usize = 100;
+
 /// The thread that looks.
 #[derive(Debug)]
 pub(super) struct PlacementWatch {
@@ -35,8 +38,16 @@ struct Seen {
     moment: Option<(u64, u64)>,
     /// True if pages of a snapshot come from another node, which is not announced.
     has_remote: bool,
+    told: Told,
+}
+
+/// The hints that were told last.
+#[derive(Debug, Default)]
+struct Told {
     /// None before the first look, whose findings are no news.
     hints: Option<HashMap<Uuid, Option<ResumeHint>>>,
+    /// True if more has changed than one look tells.
+    is_behind: bool,
 }
 
 impl PlacementWatch {
@@ -80,27 +91,83 @@ fn watch(placements: &Weak<Placements>, events: &EventLog, mut file: Option<Plac
 }
 
 impl Seen {
-    /// Tells of every snapshot whose hint is another one than at the last look. False if nothing can have changed since.
+    /// Tells of snapshots whose hints are other ones than those told last. False if nothing can have changed since.
     fn look(&mut self, placements: &Placements, events: &EventLog) -> bool {
         let before = self.moment.replace(placements.moment());
-        if before == self.moment && !self.has_remote {
+        if before == self.moment && !self.has_remote && !self.told.is_behind {
             return false;
         }
-        let mut hints = HashMap::new();
-        self.has_remote = false;
-        for (known, placed) in placements.all() {
-            let hint = placed.resume;
-            self.has_remote |= placed.state == Some(SnapshotState::Remote);
-            let before = self.hints.as_ref().map(|hints| hints.get(&known.id()).copied().flatten());
-            if before.is_some_and(|before| before != hint)
-                && let Some(hint) = hint
-            {
+        let all = placements.all();
+        self.has_remote = all.iter().any(|(_, placed)| placed.state == Some(SnapshotState::Remote));
+        let hints = all.iter().rev().map(|(known, placed)| (known.id(), placed.resume));
+        let news: HashMap<Uuid, ResumeHint> = self.told.news(hints).into_iter().collect();
+        for (known, _) in all {
+            if let Some(hint) = news.get(&known.id()) {
                 let about = About { sandbox: known.about.sandbox, snapshot: Some(known.id()) };
                 events.say("snapshot.placed", about, Some(hint.word().to_owned()));
             }
-            hints.insert(known.id(), hint);
+        }
+        true
+    }
+}
+
+impl Told {
+    /// Those of the present hints that are to be told now, the first ones first; none at the first call.
+    fn news(&mut self, now: impl Iterator<Item = (Uuid, Option<ResumeHint>)>) -> Vec<(Uuid, ResumeHint)> {
+        self.is_behind = false;
+        let Some(before) = self.hints.take() else {
+            self.hints = Some(now.collect());
+            return Vec::new();
+        };
+        let mut news = Vec::new();
+        let mut hints = HashMap::new();
+        for (id, hint) in now {
+            let told = before.get(&id).copied().flatten();
+            let change = hint.filter(|_| told != hint);
+            let is_too_many = change.is_some() && news.len() == TOLD_AT_ONCE_MAX;
+            if is_too_many {
+                self.is_behind = true;
+            } else {
+                news.extend(change.map(|hint| (id, hint)));
+            }
+            hints.insert(id, if is_too_many { told } else { hint });
         }
         self.hints = Some(hints);
-        true
+        news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hints(count: u128, hint: ResumeHint) -> impl Iterator<Item = (Uuid, Option<ResumeHint>)> {
+        (0..count).map(move |id| (Uuid::from_u128(id), Some(hint)))
+    }
+
+    #[test]
+    fn a_hint_is_told_when_it_changes_and_those_of_the_first_look_are_no_news() {
+        let mut told = Told::default();
+        assert_eq!(told.news(hints(1, ResumeHint::Warm)), []);
+        assert_eq!(told.news(hints(1, ResumeHint::Warm)), []);
+        let [first, second] = [0, 1].map(Uuid::from_u128);
+        let news = told.news(hints(2, ResumeHint::Local));
+        assert_eq!(news, [(first, ResumeHint::Local), (second, ResumeHint::Local)]);
+        assert_eq!(told.news([(first, None), (second, Some(ResumeHint::Local))].into_iter()), []);
+        assert_eq!(told.news(hints(1, ResumeHint::Warm)), [(first, ResumeHint::Warm)]);
+    }
+
+    #[test]
+    fn changes_of_more_hints_than_one_look_tells_are_told_by_the_next_ones() {
+        let mut told = Told::default();
+        let all = 250;
+        assert_eq!(told.news(hints(all, ResumeHint::Local)), []);
+        let counts: Vec<usize> = (0..4).map(|_| told.news(hints(all, ResumeHint::Warm)).len()).collect();
+        assert_eq!(counts, [100, 100, 50, 0]);
+        assert!(!told.is_behind);
+        let first = told.news(hints(all, ResumeHint::Local));
+        assert_eq!(first[0].0, Uuid::from_u128(0), "in the order that they come in");
+        assert!(told.is_behind);
+        assert_eq!(told.news(hints(all, ResumeHint::Warm)).len(), 100, "what changed back is not told");
     }
 }

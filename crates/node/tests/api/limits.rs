@@ -7,7 +7,7 @@ use std::time::Duration;
 use rekindle_api::client::{ClientError, Events};
 use rekindle_api::limits;
 use rekindle_api::problem::Code;
-use rekindle_api::types::{PauseSandbox, ResumeSandbox, SnapshotState};
+use rekindle_api::types::{PauseSandbox, PlacementQuery, ResumeSandbox, SnapshotState};
 
 use crate::raw;
 use crate::served::Served;
@@ -48,6 +48,7 @@ fn more_requests_than_there_are_places_are_refused_and_probes_are_answered() {
         assert_eq!(client.sandbox("web").unwrap_err().code(), Some(Code::TooMany));
         assert!(client.health().unwrap().healthy && client.readiness().unwrap().ready);
         assert!(client.metrics().is_ok() && client.version().is_ok());
+        assert!(client.node_placement(&PlacementQuery::default()).is_ok());
         served.fake.release_pauses();
         let done = pausing.into_iter().map(|pause| pause.join().unwrap()).filter(Result::is_ok).count();
         assert_eq!(done, limits::REQUESTS_MAX, "the fake pauses as often as it was asked to while running");
