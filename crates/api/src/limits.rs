@@ -35,6 +35,17 @@ pub const EVENT_STREAMS_MAX: usize = 64;
 /// Requests for health, readiness, version, metrics and the document at once: answered also when all else is full.
 pub const PROBES_MAX: usize = 16;
 
+/// Threads of requests: one for each place that may block, so that none with a place waits for a thread.
+pub const THREADS_MAX: usize = REQUESTS_MAX
+    + WAITS_MAX
+    + CONSOLE_WAITS_MAX
+    + VERIFICATIONS_MAX
+    + COLLECTIONS_MAX
+    + CAPTURES_MAX
+    + PLACEMENTS_MAX
+    + EVENT_STREAMS_MAX
+    + PROBES_MAX;
+
 /// Connections beyond those that are told so at once; more wait for their turn to be told.
 pub const REFUSALS_MAX: usize = 64;
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use rekindle_api::control::Control;
+use rekindle_api::limits;
 use rekindle_api::{ListenError, ListenOptions, Listeners, Secrets, TcpOptions};
 use rekindle_engine::catalog::CatalogError;
 use rekindle_engine::private::{self, make_directory};
@@ -89,6 +90,7 @@ pub fn run_with(
     placement::outlive_others(OOM_SCORE).ok();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .max_blocking_threads(limits::THREADS_MAX)
         .thread_name("api")
         .build()
         .context("starting the runtime of the control API")?;
