@@ -145,3 +145,20 @@ fn an_unsaved_snapshot_is_answered_about_and_named_in_no_list() {
     let kinds: Vec<String> = after.map(|event| event.expect("an event").kind).collect();
     assert!(kinds.iter().any(|kind| kind == "snapshot.published"), "{kinds:?}");
 }
+
+#[test]
+fn a_snapshot_whose_layers_are_evicted_is_no_longer_named_and_its_hint_is_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("placement");
+    let node = Node::start_with(&format!("cache_bytes_max = \"1MiB\"\nplacement_file = {file:?}\n"));
+    node.filled("box", 1);
+    let snapshot = node.pause("box", "base").id;
+    node.wait("base", SnapshotState::Published);
+    node.eventually("an eviction", || hint(&node, snapshot) == Some(ResumeHint::Remote));
+    node.eventually("an event", || told_hints(&node, snapshot).last().is_some_and(|hint| hint == "remote"));
+    node.eventually("the file without it", || {
+        fs::read_to_string(&file).is_ok_and(|text| !text.contains(&snapshot.to_string()))
+    });
+    node.resume("box");
+    node.assert_verified("box");
+}
