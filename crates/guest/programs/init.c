@@ -2,7 +2,8 @@
  * The first and only process of a Linux guest: no library, raw system calls.
  *
  * It loads the modules that the file /modules names, in that order, mounts /dev/vda at /disk if there is one, and then
- * answers lines on the kernel's console as the tiny guest does, with a few commands of its own.
+ * answers lines on the kernel's console as the tiny guest does, with a few commands of its own. What comes over its
+ * channel goes back there as it is.
  */
 
 #include "guest.h"
@@ -18,6 +19,7 @@ enum {
     SYS_MMAP = 9,
     SYS_MUNMAP = 11,
     SYS_IOCTL = 16,
+    SYS_NANOSLEEP = 35,
     SYS_FSYNC = 74,
     SYS_SYSINFO = 99,
     SYS_SYSLOG = 103,
@@ -275,6 +277,33 @@ static void forget(void) {
 
 #include "network.h"
 
+/* --- channel --- */
+
+static int channel = -1;
+
+/* `channel`: opens the first port that is no console, which is there some time after its module; what comes over it is
+ * sent back from then on. */
+static void open_channel(void) {
+    enum { TRIES = 1000, DIGIT = 10 };
+    /* The digit is the number of its device among those of virtio. */
+    char path[] = "/dev/vport0p1";
+    struct {
+        long seconds, nanoseconds;
+    } a_while = {0, 10000000};
+    for (int tries = 0; channel < 0 && tries < TRIES; tries++) {
+        if (tries) call(SYS_NANOSLEEP, (word)&a_while, 0, 0, 0, 0);
+        for (path[DIGIT] = '0'; channel < 0 && path[DIGIT] <= '9'; path[DIGIT]++) channel = open_file(path, READ_WRITE);
+    }
+    if (channel < 0) say_error("channel", channel);
+    else say("channel open\r\n");
+}
+
+static void echo_channel(void) {
+    static u8 bytes[PAGE_BYTES];
+    long count = read_file(channel, bytes, sizeof bytes);
+    if (count > 0) write_file(channel, bytes, count);
+}
+
 /* --- commands --- */
 
 static void say_clock(long clock) {
@@ -368,6 +397,7 @@ static int answer_own(const char *command, char *rest) {
     else if (same(command, "network")) set_up_network(rest);
     else if (same(command, "send")) send_text(rest);
     else if (same(command, "random")) say_random();
+    else if (same(command, "channel")) open_channel();
     else if (same(command, "end")) end();
     else return 0;
     return 1;
@@ -405,14 +435,22 @@ static int mount_disk(void) {
     return !mount("/dev/vda", "/disk", "ext4") || !mount("/dev/vda", "/disk", "ext2");
 }
 
-/* Waits for input for the 10 ms that an idle turn has, or for ever where nothing counts. */
-static int has_input(void) {
+/* Takes input for the 10 ms that an idle turn has, or waits for it for ever where nothing counts. A channel that is not
+ * open is skipped. */
+static void take_input(void) {
+    enum { READABLE = 1 };
     struct {
         int file;
         short wanted, found;
-    } poll = {console, 1, 0};
+    } polls[2] = {{console, READABLE, 0}, {channel, READABLE, 0}};
     int milliseconds = counting ? (turns_between_ticks ? 10 : 0) : -1;
-    return call(SYS_POLL, (word)&poll, 1, (word)milliseconds, 0, 0) > 0;
+    call(SYS_POLL, (word)polls, 2, (word)milliseconds, 0, 0);
+    if (polls[0].found) {
+        char input[64];
+        long bytes = read_file(console, input, sizeof input);
+        for (long at = 0; at < bytes; at++) take_in(input[at]);
+    }
+    if (polls[1].found & READABLE) echo_channel();
 }
 
 __attribute__((noreturn, used)) void run(void) {
@@ -428,11 +466,7 @@ __attribute__((noreturn, used)) void run(void) {
     say(disk ? " pages, /dev/vda at /disk" : " pages, no disk");
     end_line();
     for (;;) {
-        if (has_input()) {
-            char input[64];
-            long bytes = read_file(console, input, sizeof input);
-            for (long at = 0; at < bytes; at++) take_in(input[at]);
-        }
+        take_input();
         idle_turn();
     }
 }

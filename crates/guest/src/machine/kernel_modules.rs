@@ -6,9 +6,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// Modules for a guest's devices, unless they are built into the kernel: buses, disk, network, entropy, the balloon,
-/// and the generation id that shows that a machine was cloned.
-const WANTED: [&str; 7] =
-    ["virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "vmgenid"];
+/// the generation id that shows that a machine was cloned, and the ports of channels.
+const WANTED: [&str; 8] = [
+    "virtio_mmio",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_balloon",
+    "vmgenid",
+    "virtio_console",
+];
+
+/// Number of this choice: kernels that were unpacked with another one are not used.
+pub(super) const CHOICE: &str = "choice-2";
 
 /// The wanted modules found under `directory` and their dependencies, each after its own dependencies: names and bytes.
 pub(super) fn wanted_modules(directory: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {

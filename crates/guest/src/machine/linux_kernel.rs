@@ -80,6 +80,7 @@ impl LinuxKernel {
     /// apt, as any user may, and unpacked; nothing is installed. If two processes do so at once, the result of one is
     /// kept.
     pub fn of_debian(directory: &Path) -> Result<Self, LinuxKernelError> {
+        let directory = &directory.join(kernel_modules::CHOICE);
         if let Some(kept) = newest_in(directory)? {
             return Self::open(&kept);
         }

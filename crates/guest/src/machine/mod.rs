@@ -12,7 +12,8 @@
 //! (`stored PAGES`), `check NAME SEED` (`checked PAGES WRONG`), `forget` (`forgot`: the next reads are of the disk),
 //! `sync` (`synced`), `time` (`time SECONDS up SECONDS`, with milliseconds), `clock` (`clock ok`: set by the hardware
 //! clock), `network A.B.C.D` (`network ok`), `send A.B.C.D PORT TEXT` (`heard TEXT`: what came back, over UDP), `random`
-//! (`random` and 32 digits), `end` (`ending`, then the machine is reset).
+//! (`random` and 32 digits), `channel` (`channel open`: what comes over the machine's channel goes back there),
+//! `end` (`ending`, then the machine is reset).
 
 mod initrd;
 mod kernel_modules;
