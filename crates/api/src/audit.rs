@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use uuid::Uuid;
 
-use super::control::Answer;
+use super::control::{Answer, Connected};
 use super::problem::{Code, Problem};
 use super::types::{
     Collection, DeletedSnapshot, Drain, FaultSocket, MovedSandbox, Sandbox, SandboxList, Snapshot,
@@ -148,6 +148,12 @@ impl About for Removed {
             Self::Snapshot(id) => Things { snapshots: vec![id], ..Things::default() },
             Self::FaultSocket(id) => Things { fault_sockets: vec![id], ..Things::default() },
         }
+    }
+}
+
+impl About for Connected {
+    fn things(&self) -> Things {
+        Things { sandboxes: vec![self.sandbox], ..Things::default() }
     }
 }
 

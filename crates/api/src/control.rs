@@ -1,6 +1,7 @@
 //! The daemon's operations, as the routes call them. All of them may block.
 
 use std::fmt::Debug;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rekindle_input::asker::Asker;
@@ -9,10 +10,10 @@ use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::types::{
-    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
-    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
-    NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConnectSandbox, ConsoleOutput, CreateSandbox,
+    DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox,
+    MovedSandbox, NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness,
+    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
     SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
 };
 
@@ -51,6 +52,15 @@ impl Asked {
         let why = "the client went away before it was answered, and the request has no idempotency key: it is undone";
         Err(Problem::new(Code::Abandoned, why))
     }
+}
+
+/// A connection to the agent of a sandbox's guest.
+#[derive(Debug)]
+pub struct Connected {
+    /// The sandbox.
+    pub sandbox: Uuid,
+    /// The guest's bytes; dropped, the connection ends.
+    pub stream: UnixStream,
 }
 
 /// The daemon as its interfaces see it. References are ids, unique prefixes of at least four letters of one, or names.
@@ -92,6 +102,9 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn console(&self, reference: &Reference, from: Option<u64>, limit: Duration) -> Answer<ConsoleOutput>;
     /// Types at the console of a sandbox's guest.
     fn type_console(&self, reference: &Reference, bytes: &[u8]) -> Answer<()>;
+    /// Connects to the agent of a sandbox's guest: the other end of what it gives is the guest's channel, until either
+    /// side ends.
+    fn connect_sandbox(&self, reference: &Reference, how: ConnectSandbox) -> Answer<Connected>;
     /// The snapshots, oldest first.
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList>;
     /// The snapshots in the store, oldest first.

@@ -17,6 +17,7 @@ mod operation;
 mod operations;
 mod answer;
 mod event_stream;
+mod upgrade;
 mod document;
 mod routes;
 pub mod listen;

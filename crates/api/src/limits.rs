@@ -106,6 +106,9 @@ pub const CHECKPOINTS_KEPT_MAX: u32 = 1000;
 /// Reads of consoles that wait for output at once.
 pub const CONSOLE_WAITS_MAX: usize = 128;
 
+/// Connections to guests' channels at once: each has a thread.
+pub const CHANNELS_MAX: usize = 128;
+
 /// Bytes of a console's output that are known, and of one answer: some hundred screens.
 pub const CONSOLE_BYTES_MAX: usize = 256 << 10;
 

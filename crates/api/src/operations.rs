@@ -4,22 +4,23 @@
 
 mod going_on;
 mod placing;
+mod talking;
 
 use super::operation::{
-    AnyJson, Body, Done, EventStreamOf, GuestCommand, InQuery, Json, JsonArray, Measurements, NoInput,
-    Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Operation,
+    AnyJson, Body, Done, EventStreamOf, InQuery, Json, JsonArray, Measurements, NoInput, Nothing,
+    OfFaultSocket, OfSandbox, OfSnapshot, Operation,
 };
 use super::problem::Code;
 use super::types::{
-    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
-    CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, EventsQuery, FaultSocket, Health, KeptSnapshot,
-    ListQuery, OpenFaultSocket, PauseSandbox, Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox,
-    SandboxList, Snapshot, SnapshotList, SnapshotUsage, StoredSnapshotList, Usage, Verification, Version,
-    WaitQuery, WithdrawnSnapshotList,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
+    Event, EventsQuery, FaultSocket, Health, KeptSnapshot, ListQuery, OpenFaultSocket, PauseSandbox,
+    Placement, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
+    SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WaitQuery, WithdrawnSnapshotList,
 };
 
 pub(crate) use going_on::{FORK_SANDBOX, MOVE_SANDBOX};
 pub(crate) use placing::{SHOW_NODE_PLACEMENT, SHOW_PLACEMENT};
+pub(crate) use talking::{CONNECT_SANDBOX, READ_CONSOLE, TELL_GUEST, TYPE_AT_CONSOLE};
 
 /// Kinds of problems of an operation that ends a guest, or only changes records.
 const OF_RECORDS: &[Code] = &[Code::WrongState, Code::GuestFailed, Code::KeeperFailed, Code::DiskFailed];
@@ -176,28 +177,6 @@ pub(crate) const STOP_SANDBOX: Operation<OfSandbox, NoInput, Json<Sandbox>> =
     Operation::post("stop_sandbox", "/v1/sandboxes/{reference}/stop", "sandboxes")
         .does("Ends a sandbox's guest; its work since its last snapshot is gone.")
         .answers(200, "The sandbox, stopped")
-        .fails(OF_RECORDS);
-
-pub(crate) const TELL_GUEST: Operation<OfSandbox, GuestCommand, AnyJson> =
-    Operation::post("tell_guest", "/v1/sandboxes/{reference}/guest", "sandboxes")
-        .does("Tells a process guest to do something, and gives its answer.")
-        .answers(200, "The guest's answer")
-        .fails(OF_RECORDS);
-
-pub(crate) const READ_CONSOLE: Operation<OfSandbox, InQuery<ConsoleQuery>, Json<ConsoleOutput>> =
-    Operation::get("read_console", "/v1/sandboxes/{reference}/console", "sandboxes")
-        .does("Reads what a sandbox's guests printed at their console.")
-        .more(
-            "Each answer gives the position to go on from, so that nothing is missed: ask again from `next` on, and \
-             wait there.",
-        )
-        .answers(200, "The output; empty if none came in time")
-        .fails(&[Code::WrongState]);
-
-pub(crate) const TYPE_AT_CONSOLE: Operation<OfSandbox, Body<ConsoleInput>, Done> =
-    Operation::post("type_at_console", "/v1/sandboxes/{reference}/console", "sandboxes")
-        .does("Types at the console of a sandbox's guest.")
-        .answers(204, "It is typed")
         .fails(OF_RECORDS);
 
 pub(crate) const LIST_SNAPSHOTS: Operation<Nothing, InQuery<ListQuery>, Json<SnapshotList>> =

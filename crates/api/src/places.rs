@@ -29,6 +29,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// The same place for work that goes on after the answer, which is logged before.
+    pub(crate) fn after_answer(&self) -> Self {
+        Self { _taken: Arc::clone(&self._taken), audit: None }
+    }
+
     /// The log of changes, if there is one.
     pub(crate) fn audit(&self) -> Option<&Audit> {
         self.audit.as_ref()

@@ -30,6 +30,7 @@ use super::limits;
 use super::listen::{Listeners, LocalListener, ReadSecrets, Secrets, SocketFile};
 use super::patient::Patient;
 use super::routes;
+use super::upgrade::Afterwards;
 
 /// Answers requests from `control` until `end` comes; then takes no more connections, ends event streams and waits, and
 /// gives requests that came whole [`limits::ANSWERED_WITHIN_AT_END`]. Half a request is not waited for.
@@ -156,11 +157,14 @@ impl Answering {
         };
         let working = Arc::new(AtomicBool::new(false));
         let works = Arc::clone(&working);
+        let afterwards = Afterwards::default();
+        let put_afterwards = afterwards.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(admission.clone());
             request.extensions_mut().insert(caller);
             request.extensions_mut().insert(ending.clone());
+            request.extensions_mut().insert(put_afterwards.clone());
             let (router, work) = (router.clone(), Working::begin(&works));
             async move {
                 let answer = router.oneshot(request).await;
@@ -181,7 +185,8 @@ impl Answering {
             .header_read_timeout(head_within)
             .max_buf_size(limits::HEAD_BYTES_MAX)
             .max_headers(limits::HEAD_FIELDS_MAX)
-            .serve_connection(TokioIo::new(patient), service);
+            .serve_connection(TokioIo::new(patient), service)
+            .with_upgrades();
         tokio::pin!(answering);
         let ended = tokio::select! {
             ended = answering.as_mut() => ended,
@@ -195,6 +200,9 @@ impl Answering {
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection broke");
+        }
+        if let Some(work) = afterwards.take() {
+            work.await;
         }
         drop(seat);
     }

@@ -29,8 +29,8 @@ pub use daemon::{
     Drain, DrainNode, DrainedSandbox, Event, EventsQuery, Health, ProblemBody, Readiness, Version,
 };
 pub use machine::{
-    Accelerator, Board, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine, ShownBootFile,
-    ShownDisk, ShownMachine, Tap,
+    Accelerator, Board, ConnectSandbox, ConsoleInput, ConsoleOutput, ConsoleQuery, DiskImage, Machine,
+    ShownBootFile, ShownDisk, ShownMachine, Tap,
 };
 pub use memory::{
     CaptureMemory, CaptureSource, FaultSocket, FaultSocketState, MemoryRegion, OpenFaultSocket, WriteTracking,

@@ -18,6 +18,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -29,14 +30,14 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::vmm_process::{Unfinished, VmmProcess};
-use command_line::{Beginning, CONTROL_FD, EVENTS_FD, MEMORY_FD, Mapped, SERIAL_FD, SHIM_FD};
+use command_line::{Beginning, CHANNEL_FD, CONTROL_FD, EVENTS_FD, MEMORY_FD, Mapped, SERIAL_FD, SHIM_FD};
 use events::QemuEvents;
 use qmp::Qmp;
 
 pub use boot_file::{BootFile, BootFileError, BootRole};
 pub use error::QemuError;
 pub use events::{MachineWatch, told_end};
-pub use kept::{CONTROL, EVENTS, KeptParts, MEMORY, SERIAL};
+pub use kept::{CHANNEL, CONTROL, EVENTS, KeptParts, MEMORY, SERIAL};
 pub use launch::{Launch, Places};
 pub use machine::{Accelerator, Machine};
 pub use misfit::{FoundInstead, Misfit};
@@ -52,6 +53,7 @@ pub struct QemuGuest {
     qmp: Qmp,
     contact: Contact,
     serial: UnixStream,
+    channel: Option<Arc<UnixStream>>,
     events: Option<QemuEvents>,
     memory: Option<Memfd>,
 }
@@ -69,24 +71,24 @@ enum Contact {
 
 impl QemuGuest {
     /// Starts a guest on empty memory as a child of the keeper, which holds under `key` its pidfd, [`CONTROL`],
-    /// [`SERIAL`], [`EVENTS`] and [`MEMORY`]. It runs when this returns.
+    /// [`SERIAL`], [`EVENTS`], [`MEMORY`] and, if it has one, [`CHANNEL`]. It runs when this returns.
     ///
     /// On failure no QEMU runs; the holdings under `key` are the caller's to forget.
     pub fn start(keeper: &KeeperClient, key: &str, launch: &Launch) -> Result<Self, QemuError> {
         let memory = empty_memory(launch)?;
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Boot)?;
-        let Begun { process, control, serial, events } = begun;
+        let Begun { process, control, serial, channel, events } = begun;
         let mut qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
         qmp.greet()?;
         device_state::prepare(&mut qmp)?;
         let (contact, memory) = (Contact::Known, Some(memory));
-        Ok(Self { process: process.finish(), qmp, contact, serial, events: Some(events), memory })
+        Ok(Self { process: process.finish(), qmp, contact, serial, channel, events: Some(events), memory })
     }
 
     /// Starts a QEMU as a child of the keeper, whose memory is handed over at the socket `handover`, which listens
     /// already; see [`Self::handed_over`]. Its guest stands until [`Self::load`]. The keeper holds under `key` its
-    /// pidfd, [`CONTROL`], [`SERIAL`] and [`EVENTS`]; the memory comes with the hand-over, unless it is a private mapping
-    /// of `image`.
+    /// pidfd, [`CONTROL`], [`SERIAL`], [`EVENTS`] and, if it has one, [`CHANNEL`]; the memory comes with the hand-over,
+    /// unless it is a private mapping of `image`.
     ///
     /// Once this has returned, ending the process is the caller's, after any failure.
     pub fn resume(
@@ -102,10 +104,10 @@ impl QemuGuest {
             None => (empty_memory(launch)?, Mapped::Shared),
         };
         let begun = Begun::spawn(keeper, key, launch, &memory, Beginning::Resume(handover, mapped))?;
-        let Begun { process, control, serial, events } = begun;
+        let Begun { process, control, serial, channel, events } = begun;
         let qmp = Qmp::new(process.process().id(), control, launch.places.log.clone());
         let (contact, events) = (Contact::New, Some(events));
-        Ok(Self { process: process.finish(), qmp, contact, serial, events, memory: None })
+        Ok(Self { process: process.finish(), qmp, contact, serial, channel, events, memory: None })
     }
 
     /// Waits for the connection over which a resumed guest hands over its memory, at most `limit`. A QEMU that ends
@@ -205,6 +207,11 @@ impl QemuGuest {
         self.serial.as_fd()
     }
 
+    /// Our end of the channel to the guest's agent, if the machine has one. QEMU reads nothing of it while the guest stands.
+    pub fn channel(&self) -> Option<&Arc<UnixStream>> {
+        self.channel.as_ref()
+    }
+
     /// The file behind the memory of a guest that was started on empty memory; once the guest stands still, its pages
     /// are all there is to capture (`rekindle_engine::tracking::file_pages`).
     pub fn memory(&self) -> Option<&Memfd> {
@@ -232,6 +239,7 @@ struct Begun {
     process: Unfinished,
     control: UnixStream,
     serial: UnixStream,
+    channel: Option<Arc<UnixStream>>,
     events: QemuEvents,
 }
 
@@ -247,6 +255,7 @@ impl Begun {
         let (control, their_control) = pair()?;
         let (serial, their_serial) = pair()?;
         let (events, their_events) = pair()?;
+        let channel = launch.spec.options.channel.then(pair).transpose()?;
         let mut fds = vec![
             (Role::Child(CONTROL_FD), their_control.as_fd()),
             (Role::Child(SERIAL_FD), their_serial.as_fd()),
@@ -256,6 +265,10 @@ impl Begun {
             (Role::Held(SERIAL), serial.as_fd()),
             (Role::Held(EVENTS), events.as_fd()),
         ];
+        if let Some((channel, their_channel)) = &channel {
+            fds.push((Role::Child(CHANNEL_FD), their_channel.as_fd()));
+            fds.push((Role::Held(CHANNEL), channel.as_fd()));
+        }
         match beginning {
             Beginning::Boot => fds.push((Role::Held(MEMORY), memory.as_fd())),
             Beginning::Resume(..) => fds.push((Role::Child(SHIM_FD), launch.program.shim().as_fd())),
@@ -263,10 +276,11 @@ impl Begun {
         let process = VmmProcess::spawn_under(keeper, key, &spawn, &fds)?;
         // Their ends are QEMU's alone: so its end is the end of what is read.
         drop((their_control, their_serial, their_events));
+        let channel = channel.map(|(channel, _theirs)| Arc::new(channel));
         let disks = launch.spec.options.disks.iter().map(|disk| disk.name.clone()).collect();
         let log = launch.places.log.clone();
         let events = QemuEvents::follow(process.process().id(), events, log, disks).map_err(not_followed)?;
-        Ok(Self { process, control, serial, events })
+        Ok(Self { process, control, serial, channel, events })
     }
 }
 

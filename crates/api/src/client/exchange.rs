@@ -10,7 +10,9 @@ use futures_util::future::{Either, select};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue, UPGRADE,
+};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -21,6 +23,7 @@ use tokio::time::timeout;
 use super::endpoint::Endpoint;
 use super::error::ClientError;
 use crate::operation::{EncodedInput, Input, Operation, Output, Subject, Verb};
+use crate::upgrade::PROTOCOL;
 
 /// Bytes of an answer: far beyond what any route gives.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
@@ -35,6 +38,8 @@ pub(super) struct Call {
     path: String,
     key: Option<String>,
     body: Option<Bytes>,
+    /// Goes on as bytes after the answer.
+    upgrades: bool,
 }
 
 impl Call {
@@ -50,13 +55,18 @@ impl Call {
             Verb::Delete => Method::DELETE,
         };
         let EncodedInput { query, body } = I::encode(input);
-        Self { method, path: operation.path_of(of) + &query, key: None, body }
+        Self { method, path: operation.path_of(of) + &query, key: None, body, upgrades: false }
     }
 
     /// A call that no operation of the table is.
     pub(super) fn any(method: Method, path: &str, body: Option<&Value>) -> Self {
         let body = body.map(|body| Bytes::from(body.to_string()));
-        Self { method, path: path.to_owned(), key: None, body }
+        Self { method, path: path.to_owned(), key: None, body, upgrades: false }
+    }
+
+    /// The same, which asks to go on with the connection as bytes.
+    pub(super) fn upgraded(self) -> Self {
+        Self { upgrades: true, ..self }
     }
 
     pub(super) fn with_key(mut self, key: Option<&str>) -> Self {
@@ -81,6 +91,10 @@ impl Call {
         }
         if self.body.is_some() {
             fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if self.upgrades {
+            fields.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            fields.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
         }
         let mut request = Request::new(Full::new(self.body.unwrap_or_default()));
         *request.method_mut() = self.method;
@@ -178,7 +192,7 @@ pub(super) async fn open(endpoint: &Endpoint, call: Call) -> Result<Open, Client
     let connection = TokioIo::new(endpoint.connect().await?);
     let (mut sender, driving) =
         handshake(connection).await.map_err(|error| unreachable_there(endpoint, &error))?;
-    let mut driving: Driving = Box::pin(driving);
+    let mut driving: Driving = Box::pin(driving.with_upgrades());
     let response =
         driven(&mut driving, sender.send_request(request)).await.map_err(|error| broken(endpoint, &error))?;
     Ok(Open { response, driving, sender })

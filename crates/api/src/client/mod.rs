@@ -1,17 +1,17 @@
 //! A client of the control API: each operation as a call that blocks until it is answered.
 
+mod channel;
 mod endpoint;
 mod error;
 mod events;
 mod exchange;
 mod placement;
+mod talking;
 mod trust;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -22,12 +22,13 @@ use crate::operation::{Input, Operation, Output, Subject};
 use crate::operations::*;
 use crate::problem::Code;
 use crate::types::{
-    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleInput, ConsoleOutput, ConsoleQuery,
-    CreateSandbox, DeletedSnapshot, Drain, DrainNode, EventsQuery, FaultSocket, ForkSandbox, Health,
-    KeptSnapshot, LabelFilter, ListQuery, MoveSandbox, MovedSandbox, OpenFaultSocket, PageLimit,
-    PauseSandbox, Readiness, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList,
-    SnapshotState, SnapshotUsage, StoredSnapshot, Usage, Verification, Version, WaitQuery, WithdrawnSnapshot,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, CreateSandbox, DeletedSnapshot, Drain, DrainNode,
+    EventsQuery, FaultSocket, ForkSandbox, Health, KeptSnapshot, LabelFilter, ListQuery, MoveSandbox,
+    MovedSandbox, OpenFaultSocket, PageLimit, PauseSandbox, Readiness, ResumeSandbox, ResumeSnapshot,
+    Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, Usage,
+    Verification, Version, WaitQuery, WithdrawnSnapshot,
 };
+pub use channel::Channel;
 pub use endpoint::{Endpoint, RemoteOptions};
 pub use error::ClientError;
 pub use events::Events;
@@ -136,24 +137,6 @@ impl Client {
     /// Ends a sandbox's guest if it runs and forgets the sandbox; its snapshots stay.
     pub fn remove_sandbox(&self, reference: &str) -> Result<()> {
         self.ask(&REMOVE_SANDBOX, reference, &()).map(drop)
-    }
-
-    /// Tells a process guest to do something, and gives its answer.
-    pub fn tell_guest(&self, reference: &str, command: &Value) -> Result<Value> {
-        self.ask(&TELL_GUEST, reference, command)
-    }
-
-    /// The output of a sandbox's guests at their console, from `from` on; waits for it at most `wait_seconds`.
-    pub fn read_console(&self, reference: &str, query: ConsoleQuery) -> Result<ConsoleOutput> {
-        let wait = Duration::from_secs(query.wait_seconds.unwrap_or_default().into());
-        let patient = self.clone().answered_within(self.answered_within + wait);
-        patient.ask(&READ_CONSOLE, reference, &query)
-    }
-
-    /// Types at the console of a sandbox's guest.
-    pub fn type_at_console(&self, reference: &str, bytes: &[u8]) -> Result<()> {
-        let input = ConsoleInput { bytes: BASE64_STANDARD.encode(bytes) };
-        self.ask(&TYPE_AT_CONSOLE, reference, &input).map(drop)
     }
 
     /// A page of the snapshots, oldest first.

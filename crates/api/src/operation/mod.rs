@@ -20,7 +20,9 @@ use utoipa::openapi::{Ref, RefOr};
 use super::problem::Code;
 
 pub(crate) use input::{Body, BodySchema, EncodedInput, GuestCommand, InQuery, Input, NoInput};
-pub(crate) use output::{AnyJson, Done, EventStreamOf, JSON, Json, JsonArray, Measurements, Output};
+pub(crate) use output::{
+    AnyJson, ByteStream, Done, EventStreamOf, JSON, Json, JsonArray, Measurements, Output,
+};
 pub(crate) use subject::{Nothing, OfFaultSocket, OfSandbox, OfSnapshot, Subject};
 
 /// The characters of a path or query that are sent as they are: RFC 3986 calls them unreserved.

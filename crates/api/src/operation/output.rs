@@ -65,6 +65,18 @@ pub(crate) enum Measurements {}
 #[derive(Debug)]
 pub(crate) struct EventStreamOf<T>(PhantomData<fn() -> T>);
 
+/// A connection that carries bytes from then on.
+#[derive(Debug)]
+pub(crate) enum ByteStream {}
+
+impl Output for ByteStream {
+    type Value = Infallible;
+
+    fn content(_: &mut Schemas) -> Content {
+        Vec::new()
+    }
+}
+
 impl<T: ToSchema + Send + 'static> Output for Json<T> {
     type Value = T;
 

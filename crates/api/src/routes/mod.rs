@@ -57,6 +57,7 @@ fn all() -> Routes {
     placed(requests, "requests", limits::REQUESTS_MAX)
         .and(placed(snapshots::waits(), "waits", limits::WAITS_MAX))
         .and(placed(sandboxes::console_reads(), "console reads", limits::CONSOLE_WAITS_MAX))
+        .and(placed(sandboxes::channels(), "channels", limits::CHANNELS_MAX))
         .and(placed(snapshots::verifications(), "verifications", limits::VERIFICATIONS_MAX))
         .and(placed(daemon::collections(), "collections", limits::COLLECTIONS_MAX))
         .and(placed(memory::captures(), "captures", limits::CAPTURES_MAX))
@@ -78,7 +79,7 @@ mod tests {
         let document = serde_json::to_value(document::document(&all().described)).unwrap();
         let paths = document["paths"].as_object().unwrap();
         let operations: Vec<_> = paths.values().flat_map(|item| item.as_object().unwrap().values()).collect();
-        assert_eq!(operations.len(), 43);
+        assert_eq!(operations.len(), 44);
         let expected = json!({ "$ref": "#/components/schemas/ProblemBody" });
         for operation in operations {
             assert_eq!(operation["responses"]["default"]["content"][PROBLEM_TYPE]["schema"], expected);

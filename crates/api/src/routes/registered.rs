@@ -15,6 +15,7 @@ use crate::extract::{Key, LastEventId};
 use crate::operation::{Described, Facts, Input, Operation, Output, Subject, Verb};
 use crate::places::Place;
 use crate::problem::Problem;
+use crate::upgrade::Upgrade;
 
 /// Operations with their handlers, and their part of the document.
 #[derive(Debug, Default)]
@@ -32,6 +33,8 @@ pub(super) struct Taken<S: Subject, I: Input> {
     pub(super) input: I::Value,
     /// The last event that the client had, where the operation takes it.
     pub(super) last_event: Option<u64>,
+    /// The way to go on with the connection as bytes, if the request asks for it.
+    pub(super) upgrade: Option<Upgrade>,
 }
 
 /// Work that is told when its client goes away.
@@ -51,8 +54,9 @@ impl<S: Subject, I: Input> Taken<S, I> {
             true => LastEventId::from_request_parts(&mut parts, &()).await?,
             false => LastEventId(None),
         };
+        let upgrade = Upgrade::take(&mut parts);
         let input = I::take(Request::from_parts(parts, body)).await?;
-        Ok(Self { place, of, key, input, last_event })
+        Ok(Self { place, of, key, input, last_event, upgrade })
     }
 }
 

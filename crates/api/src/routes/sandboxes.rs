@@ -9,10 +9,12 @@ use super::{Routes, Taken};
 use crate::audit::Removed;
 use crate::limits;
 use crate::operations::{
-    CHECKPOINT_SANDBOX, CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, MOVE_SANDBOX, PAUSE_SANDBOX,
-    READ_CONSOLE, REMOVE_SANDBOX, RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST, TYPE_AT_CONSOLE,
+    CHECKPOINT_SANDBOX, CONNECT_SANDBOX, CREATE_SANDBOX, FORK_SANDBOX, LIST_SANDBOXES, MOVE_SANDBOX,
+    PAUSE_SANDBOX, READ_CONSOLE, REMOVE_SANDBOX, RESUME_SANDBOX, SHOW_SANDBOX, STOP_SANDBOX, TELL_GUEST,
+    TYPE_AT_CONSOLE,
 };
 use crate::problem::{Code, Problem};
+use crate::upgrade::Upgrade;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -35,6 +37,17 @@ pub(super) fn routes() -> Routes {
             })?;
             control.type_console(&of, &bytes)
         })
+}
+
+/// The operation that goes on with a connection as bytes.
+pub(super) fn channels() -> Routes {
+    Routes::default().answers(&CONNECT_SANDBOX, async |control, Taken { place, of, input, upgrade, .. }| {
+        let upgrade = upgrade.ok_or_else(Upgrade::missing)?;
+        let kept_place = place.after_answer();
+        let connected =
+            control.change(place, None, move |control, _| control.connect_sandbox(&of, input)).await?;
+        upgrade.answer(connected.stream, kept_place, control.ending())
+    })
 }
 
 /// The operation that waits for output.

@@ -49,6 +49,9 @@ pub struct Machine {
     /// The network namespace its VMM runs in; the daemon's where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<Netns>,
+    /// True to give it a channel to its guest's agent.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub channel: bool,
 }
 
 fn one() -> u32 {
@@ -125,6 +128,9 @@ pub struct ShownMachine {
     pub taps: Vec<String>,
     /// The file of the network namespace its VMM runs in; none: the daemon's.
     pub netns: Option<String>,
+    /// True if it has a channel to its guest's agent.
+    #[serde(default)]
+    pub channel: bool,
 }
 
 /// A file that a machine was booted from. The daemon keeps a copy of it.
@@ -143,6 +149,16 @@ pub struct ShownDisk {
     pub name: String,
     /// Its size.
     pub bytes: u64,
+}
+
+/// Options of a connection to the agent of a sandbox's guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ConnectSandbox {
+    /// True to end another connection to the same channel, which is refused otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take_over: Option<bool>,
 }
 
 /// Part of a console's output.

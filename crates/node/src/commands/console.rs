@@ -106,7 +106,7 @@ fn until(
 }
 
 /// The end of the first whole line with `text` in it.
-fn lines_until(bytes: &[u8], text: &str) -> Option<usize> {
+pub(super) fn lines_until(bytes: &[u8], text: &str) -> Option<usize> {
     let mut start = 0;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         start += line.len();

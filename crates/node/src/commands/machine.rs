@@ -51,6 +51,9 @@ pub struct MachineArguments {
     /// Run the VMM in this network namespace, where its tap devices are
     #[arg(long, value_name = "NAME|PATH", requires = "kernel")]
     netns: Option<String>,
+    /// Give it a channel to its guest's agent, for `rekindle connect`
+    #[arg(long, requires = "kernel")]
+    channel: bool,
 }
 
 /// VMM of a virtual machine.
@@ -110,6 +113,7 @@ impl MachineArguments {
             disks_of: disks_of.map(Reference::from),
             taps: self.taps.iter().map(|word| tap(word)).collect(),
             netns: self.netns.clone().map(Netns),
+            channel: self.channel,
         };
         Ok((vmm, Some(machine)))
     }

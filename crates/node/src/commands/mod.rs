@@ -2,6 +2,7 @@
 
 pub mod catalog;
 pub mod confirm;
+pub mod connect;
 pub mod console;
 pub mod delete;
 pub mod demo;
@@ -45,6 +46,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use catalog::CatalogArguments;
+use connect::ConnectArguments;
 use console::ConsoleArguments;
 use delete::{EndArguments, ForgetArguments, UndeleteArguments};
 use demo::arguments::DemoArguments;
@@ -141,6 +143,8 @@ pub enum Command {
     Tell(TellArguments),
     /// Show what a virtual machine prints at its console, and type there
     Console(ConsoleArguments),
+    /// Join standard input and output to the agent of a virtual machine's guest
+    Connect(ConnectArguments),
     /// End guests without a snapshot
     Stop(EndArguments),
     /// Delete sandboxes and snapshots, for all nodes
@@ -208,6 +212,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Placement(arguments) => placement::run(&session, arguments),
         Command::Tell(arguments) => tell::run(&session, arguments),
         Command::Console(arguments) => console::run(&session, arguments),
+        Command::Connect(arguments) => connect::run(&session, arguments),
         Command::Stop(arguments) => delete::stop(&session, arguments),
         Command::Delete(arguments) => delete::run(&session, arguments),
         Command::Undelete(arguments) => delete::undelete(&session, arguments),

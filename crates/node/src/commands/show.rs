@@ -152,6 +152,9 @@ fn machine_facts(rows: &mut Rows, sandbox: &Sandbox) {
     for tap in &machine.taps {
         rows.fact("tap", tap.as_str());
     }
+    if machine.channel {
+        rows.fact("channel", "yes: `rekindle connect` talks to the guest's agent");
+    }
 }
 
 fn boot_file(file: &ShownBootFile) -> String {

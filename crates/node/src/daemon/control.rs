@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use rekindle_api::control::{Answer, Asked, Control};
+use rekindle_api::control::{Answer, Asked, Connected, Control};
 use rekindle_api::types::{
-    CaptureMemory, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox, DeletedSnapshot,
-    Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox, MovedSandbox,
-    NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness, Reference,
-    ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
+    CaptureMemory, CheckpointSandbox, Collect, Collection, ConnectSandbox, ConsoleOutput, CreateSandbox,
+    DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, ForkSandbox, KeptSnapshot, ListQuery, MoveSandbox,
+    MovedSandbox, NodePlacement, OpenFaultSocket, PauseSandbox, Placement, PlacementQuery, Readiness,
+    Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, Snapshot, SnapshotList, SnapshotState,
     SnapshotUsage, StoredSnapshotList, Usage, Verification, Version, WithdrawnSnapshotList,
 };
 use tokio::sync::broadcast;
@@ -84,6 +84,10 @@ impl Control for Daemon {
 
     fn type_console(&self, reference: &Reference, bytes: &[u8]) -> Answer<()> {
         self.sandboxes().type_at(reference, bytes)
+    }
+
+    fn connect_sandbox(&self, reference: &Reference, how: ConnectSandbox) -> Answer<Connected> {
+        self.counted(self.sandboxes().connect(reference, how))
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {

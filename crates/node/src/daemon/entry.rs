@@ -2,6 +2,7 @@
 
 mod shown;
 
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use rekindle_keeper::KeeperIdentity;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
+use super::channel::Channel;
 use super::console::Console;
 use super::guest_watch::{GuestWatch, stopped_by_signal};
 use super::live::Live;
@@ -30,6 +32,7 @@ pub(super) struct Entry {
     state: Mutex<State>,
     freed: Condvar,
     console: Console,
+    channel: Channel,
 }
 
 #[derive(Debug)]
@@ -61,6 +64,7 @@ struct Outside {
     watch: GuestWatch,
     kept_by: Option<KeeperIdentity>,
     base: Option<Arc<Snapshot>>,
+    channel: Option<Arc<UnixStream>>,
 }
 
 impl Outside {
@@ -70,6 +74,7 @@ impl Outside {
             watch: live.map(Live::watch).unwrap_or_default(),
             kept_by: live.map(Live::kept_by),
             base: live.and_then(Live::base),
+            channel: live.and_then(Live::channel),
         }
     }
 }
@@ -100,6 +105,7 @@ impl Entry {
         follow(&console, live.as_deref());
         Arc::new(Self {
             console,
+            channel: Channel::default(),
             id: record.id,
             name: record.name.clone(),
             labels: record.labels.clone(),
@@ -218,6 +224,12 @@ impl Entry {
     /// The console of its guests.
     pub(super) fn console(&self) -> &Console {
         &self.console
+    }
+
+    /// The channel to its guest's agent, and the connection to it; none where no guest with a channel is here.
+    pub(super) fn channel(&self) -> Option<(&Channel, Arc<UnixStream>)> {
+        let guest = self.lock().outside.channel.clone()?;
+        Some((&self.channel, guest))
     }
 
     /// True if it has this label.

@@ -9,6 +9,7 @@ mod births;
 mod boot_directory;
 mod boot_files;
 mod captures;
+mod channel;
 mod checkpoints;
 mod claims;
 mod clock;

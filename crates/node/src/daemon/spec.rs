@@ -76,6 +76,14 @@ impl GuestSpec {
         }
     }
 
+    /// True if it has a channel to its agent.
+    pub(super) fn has_channel(&self) -> bool {
+        match self {
+            Self::Process { .. } | Self::Firecracker { .. } => false,
+            Self::Qemu { machine, .. } => machine.options.channel,
+        }
+    }
+
     /// Things of the host that no other guest can have at the same time.
     pub(super) fn exclusive(&self) -> Exclusive {
         Exclusive { network: self.network(), huge_pages: self.backing().is_huge() }

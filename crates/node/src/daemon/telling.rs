@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rekindle_api::control::{Answer, Asked};
+use rekindle_api::control::{Answer, Asked, Connected};
 use rekindle_api::limits;
 use rekindle_api::problem::{Code, Problem};
-use rekindle_api::types::{ConsoleOutput, Reference, VmmKind};
+use rekindle_api::types::{ConnectSandbox, ConsoleOutput, Reference, VmmKind};
 use rekindle_guest::process::protocol::Command;
 
 use super::entry::{Entry, TELLING};
@@ -35,6 +35,31 @@ impl Sandboxes {
         let Some(live) = &mut turn.live else { return Err(not_running(&turn, "told anything")) };
         live.go_on_if_stuck(&self.host).map_err(|problem| problem.sandbox(entry.id()))?;
         tell_live(&entry, live, asked, &command).map_err(|problem| problem.sandbox(entry.id()))
+    }
+
+    pub(super) fn connect(&self, reference: &Reference, how: ConnectSandbox) -> Answer<Connected> {
+        let entry = self.registry.find(reference)?;
+        let problem = |code, why: String| Problem::new(code, why).sandbox(entry.id());
+        let called = entry.called();
+        if !entry.record().spec.has_channel() {
+            let why =
+                format!("{called} has no channel: a machine gets one when it is made, by `run --channel`");
+            return Err(problem(Code::WrongState, why));
+        }
+        let Some((channel, guest)) = entry.channel() else {
+            let why = format!("{called} is {}: only a running one can be connected to", entry.show().state);
+            return Err(problem(Code::WrongState, why));
+        };
+        match channel.connect(guest, how.take_over.unwrap_or(false)) {
+            Ok(Some(stream)) => Ok(Connected { sandbox: entry.id(), stream }),
+            Ok(None) => {
+                let why = format!(
+                    "{called} has a connection to its channel: end it, or connect with `--take-over`"
+                );
+                Err(problem(Code::WrongState, why))
+            }
+            Err(error) => Err(problem(Code::GuestFailed, format!("the channel of {called}: {error}"))),
+        }
     }
 
     pub(super) fn read_console(

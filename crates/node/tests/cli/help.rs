@@ -18,6 +18,7 @@ const COMMANDS: &[&str] = &[
     "usage",
     "placement",
     "tell",
+    "connect",
     "stop",
     "delete",
     "undelete",

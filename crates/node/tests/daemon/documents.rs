@@ -93,7 +93,18 @@ fn the_readmes_quickstart_with_machines_does_what_it_says() {
 #[test]
 fn every_command_block_of_the_documents_does_what_it_says() {
     for name in ["docs/operations.md", "docs/machines.md", "docs/firecracker.md"] {
-        page(name).iter().filter(|block| !block.needs_namespaces()).for_each(|block| run(name, block));
+        page(name).iter().filter(|block| !block.needs_machines()).for_each(|block| run(name, block));
+    }
+}
+
+#[test]
+fn the_example_of_a_channel_does_what_it_says() {
+    const TIER: &str = "the example of a channel";
+    if have_qemu(TIER) && kernel_or_skip(TIER).is_some() {
+        let is_it = |block: &Block| block.needs_machines() && !block.needs_namespaces();
+        let blocks: Vec<_> = page("docs/machines.md").into_iter().filter(is_it).collect();
+        assert_eq!(blocks.len(), 1, "there is an example");
+        run("docs/machines.md", &blocks[0]);
     }
 }
 

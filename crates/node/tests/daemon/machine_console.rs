@@ -72,6 +72,7 @@ fn machine(
         disks_of: None,
         taps: Vec::new(),
         netns: None,
+        channel: false,
     };
     CreateSandbox {
         domain: None,

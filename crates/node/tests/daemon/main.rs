@@ -19,6 +19,7 @@ mod jails;
 mod keeper_loss;
 mod key_rings;
 mod lives;
+mod machine_channels;
 mod machine_checkpoints;
 mod machine_clones;
 mod machine_console;

@@ -86,6 +86,7 @@ impl Peers {
             disks_of: None,
             taps: Vec::new(),
             netns: None,
+            channel: false,
         };
         CreateSandbox {
             domain: None,

@@ -1,5 +1,8 @@
 //! Answers of the daemon that depend on little.
 
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rekindle_api::problem::{Code, Problem};
@@ -34,6 +37,22 @@ pub(super) fn of_guest(command: &Value) -> Value {
         Some("verify") => verified,
         Some(_) | None => json!({ "told": command }),
     }
+}
+
+/// A channel whose guest gives back all bytes, and then ends it where a line says `end`.
+pub(super) fn echo() -> io::Result<UnixStream> {
+    let (stream, guest) = UnixStream::pair()?;
+    let echo = move || -> io::Result<()> {
+        let mut bytes = Vec::new();
+        let mut reader = BufReader::new(guest.try_clone()?);
+        while reader.read_until(b'\n', &mut bytes)? > 0 && bytes != b"end\n" {
+            (&guest).write_all(&std::mem::take(&mut bytes))?;
+        }
+        Ok(())
+    };
+    // An error says that its client is gone.
+    std::thread::Builder::new().name("echo".into()).spawn(move || echo().ok())?;
+    Ok(stream)
 }
 
 /// Output of a console from a place on.

@@ -3,15 +3,15 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use rekindle_api::control::{Answer, Asked, Control};
+use rekindle_api::control::{Answer, Asked, Connected, Control};
 use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{
-    CaptureMemory, CaptureSource, CheckpointSandbox, Collect, Collection, ConsoleOutput, CreateSandbox,
-    DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox, KeptSnapshot,
-    Labels, ListQuery, MoveSandbox, MovedSandbox, NodePlacement, OpenFaultSocket, PauseSandbox, Placement,
-    PlacementQuery, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList, SandboxState,
-    Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList, Usage,
-    Verification, Version, WithdrawnSnapshotList,
+    CaptureMemory, CaptureSource, CheckpointSandbox, Collect, Collection, ConnectSandbox, ConsoleOutput,
+    CreateSandbox, DeletedSnapshot, Drain, DrainNode, Event, FaultSocket, FaultSocketState, ForkSandbox,
+    KeptSnapshot, Labels, ListQuery, MoveSandbox, MovedSandbox, NodePlacement, OpenFaultSocket, PauseSandbox,
+    Placement, PlacementQuery, Readiness, Reference, ResumeSandbox, ResumeSnapshot, Sandbox, SandboxList,
+    SandboxState, Snapshot, SnapshotList, SnapshotState, SnapshotUsage, StoredSnapshot, StoredSnapshotList,
+    Usage, Verification, Version, WithdrawnSnapshotList,
 };
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -140,6 +140,15 @@ impl Control for FakeDaemon {
 
     fn type_console(&self, reference: &Reference, _: &[u8]) -> Answer<()> {
         self.asked()?.sandbox(reference).map(drop)
+    }
+
+    fn connect_sandbox(&self, reference: &Reference, how: ConnectSandbox) -> Answer<Connected> {
+        let sandbox = self.asked()?.sandbox(reference)?;
+        if how.take_over == Some(false) {
+            return Err(wrong_state(&sandbox, "has a connection to its channel"));
+        }
+        let stream = answers::echo().map_err(|error| Problem::new(Code::GuestFailed, error.to_string()))?;
+        Ok(Connected { sandbox: sandbox.id, stream })
     }
 
     fn snapshots(&self, query: &ListQuery) -> Answer<SnapshotList> {

@@ -24,6 +24,12 @@ pub(super) const EVENTS_FD: i32 = 23;
 /// The descriptor of the preloaded library in QEMU.
 pub(super) const SHIM_FD: i32 = 24;
 
+/// The descriptor of the channel to the guest's agent in QEMU.
+pub(super) const CHANNEL_FD: i32 = 25;
+
+/// The name of the channel's port in the guest: `/dev/virtio-ports/` has it by this name.
+const CHANNEL_PORT: &str = "rekindle.agent";
+
 /// Time, in seconds, that a disk's requests wait for a server that was started anew, before they fail.
 const RECONNECT_SECONDS: u32 = 24 * 60 * 60;
 
@@ -68,7 +74,8 @@ pub(super) fn spawn(launch: &Launch, memory: &Memfd, beginning: Beginning<'_>) -
             spawn.environment.push((PRIVATE.into(), "1".into()));
         }
         let options = &launch.spec.options;
-        if options.accelerator == Accelerator::Tcg && options.disks.is_empty() && options.nics.is_empty() {
+        let has_io = options.channel || !options.disks.is_empty() || !options.nics.is_empty();
+        if options.accelerator == Accelerator::Tcg && !has_io {
             spawn.environment.push((USER_FAULTS.into(), "1".into()));
         }
     }
@@ -109,6 +116,9 @@ fn arguments(launch: &Launch, beginning: Beginning<'_>) -> Vec<OsString> {
     }
     disks(launch, &mut words);
     nics(launch, &mut words);
+    if options.channel {
+        channel(launch, &mut words);
+    }
     if let Beginning::Resume(..) = beginning {
         words.option("-incoming", "defer");
     }
@@ -159,6 +169,14 @@ fn nics(launch: &Launch, words: &mut Words) {
     }
 }
 
+/// A port without vhost: what the guest is sent is written into its memory by QEMU itself.
+fn channel(launch: &Launch, words: &mut Words) {
+    words.option("-chardev", format!("socket,id=channel,fd={CHANNEL_FD}"));
+    words.option("-device", format!("virtio-serial-{},id=ports,max_ports=2", bus(launch)));
+    let port = format!("virtserialport,bus=ports.0,nr=1,chardev=channel,name={CHANNEL_PORT}");
+    words.option("-device", port);
+}
+
 struct Words(Vec<OsString>);
 
 impl Words {
@@ -180,6 +198,10 @@ mod tests {
     use crate::qemu::{BootFile, DiskSpec, NicSpec, Places, QemuOptions, QemuProgram};
 
     fn words(machine: Machine, beginning: Beginning<'_>) -> String {
+        words_of(machine, beginning, false)
+    }
+
+    fn words_of(machine: Machine, beginning: Beginning<'_>, channel: bool) -> String {
         let directory = tempfile::tempdir().expect("a directory");
         let program = QemuProgram::of_tests();
         let kernel = BootFile::keep_bytes(b"a kernel", directory.path()).expect("there is room");
@@ -188,6 +210,7 @@ mod tests {
             machine,
             disks: vec![disk("root"), disk("a-disk-with-a-very-long-name")],
             nics: vec![NicSpec { mac: "52:54:00:12:34:56".to_owned() }],
+            channel,
             ..QemuOptions::new(64 << 20, kernel)
         };
         let places = Places {
@@ -218,6 +241,16 @@ mod tests {
         assert!(words.contains("-device\nvirtio-blk-device,drive=disk0,serial=root\n"), "{words}");
         assert!(words.contains("drive=disk1,serial=a-disk-with-a-very-l"), "{words}");
         assert!(!words.contains("-incoming") && !words.contains("vmgenid"), "{words}");
+        assert!(!words.contains("virtio-serial"), "a machine without a channel is as it was: {words}");
+    }
+
+    #[test]
+    fn a_channel_is_a_port_at_a_socket_and_comes_after_all_other_devices() {
+        let words = words_of(Machine::Microvm, Beginning::Boot, true);
+        let port = "virtserialport,bus=ports.0,nr=1,chardev=channel,name=rekindle.agent";
+        let expected = format!("-device\nvirtio-serial-device,id=ports,max_ports=2\n-device\n{port}");
+        assert!(words.ends_with(&expected), "{words}");
+        assert!(words.contains("-chardev\nsocket,id=channel,fd=25\n"), "{words}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use rekindle_kernel::Memfd;
@@ -19,6 +20,8 @@ pub const CONTROL: &str = "control";
 pub const SERIAL: &str = "serial";
 /// The name of the connection for events among what the keeper holds.
 pub const EVENTS: &str = "events";
+/// The name of the channel to the guest's agent among what the keeper holds.
+pub const CHANNEL: &str = "channel";
 /// The name of the memory file among what the keeper holds.
 pub const MEMORY: &str = "memory";
 
@@ -33,6 +36,8 @@ pub struct KeptParts {
     pub control: OwnedFd,
     /// Our end of its serial console.
     pub serial: OwnedFd,
+    /// Our end of the channel to its agent, if the machine has one.
+    pub channel: Option<OwnedFd>,
     /// Our end of its connection for events; none of a QEMU that an older rekindle started.
     pub events: Option<OwnedFd>,
     /// The file behind its memory, if that is not served.
@@ -52,7 +57,8 @@ impl KeptParts {
         let process = take_process(held)?;
         let (control, serial) = (held.fds.remove(CONTROL)?, held.fds.remove(SERIAL)?);
         let (events, memory) = (held.fds.remove(EVENTS), held.fds.remove(MEMORY));
-        Some(Self { pid, process, control, serial, events, memory, log, disks })
+        let channel = held.fds.remove(CHANNEL);
+        Some(Self { pid, process, control, serial, channel, events, memory, log, disks })
     }
 }
 
@@ -61,6 +67,7 @@ impl QemuGuest {
     pub fn keep_under(&self, keeper: &KeeperClient, key: &str) -> Result<(), KeeperError> {
         let mut fds: Vec<(&str, BorrowedFd<'_>)> =
             vec![(CONTROL, self.qmp.as_fd()), (SERIAL, self.serial.as_fd())];
+        fds.extend(self.channel.as_ref().map(|channel| (CHANNEL, channel.as_fd())));
         fds.extend(self.events.as_ref().map(|events| (EVENTS, events.as_fd())));
         fds.extend(self.memory.as_ref().map(|memory| (MEMORY, memory.as_fd())));
         self.process.keep_under(keeper, key, &fds)
@@ -69,16 +76,17 @@ impl QemuGuest {
     /// Finds a guest again that another driver left under the keeper. Nothing is said to it yet: it may be frozen.
     /// [`Self::go_on`] makes it run, also after an operation that was cut short.
     pub fn attach(parts: KeptParts) -> Result<Self, QemuError> {
-        let KeptParts { pid, process, control, serial, events, memory, log, disks } = parts;
+        let KeptParts { pid, process, control, serial, channel, events, memory, log, disks } = parts;
         let process = VmmProcess::attach(pid, process.as_fd())?;
         let adopt = |fd| Memfd::adopt(fd).map_err(std::io::Error::other);
         let memory = memory.map(adopt).transpose();
         let memory =
             memory.map_err(|source| QemuError::Prepare { doing: "the guest's memory file", source })?;
+        let channel = channel.map(|channel| Arc::new(UnixStream::from(channel)));
         let follow = |events| QemuEvents::follow(pid, UnixStream::from(events), log.clone(), disks);
         let events = events.map(follow).transpose().map_err(not_followed)?;
         let qmp = Qmp::new(pid, UnixStream::from(control), log);
         let serial = UnixStream::from(serial);
-        Ok(Self { process, qmp, contact: Contact::Strange, serial, events, memory })
+        Ok(Self { process, qmp, contact: Contact::Strange, serial, channel, events, memory })
     }
 }

@@ -62,6 +62,9 @@ pub struct QemuOptions {
     pub disks: Vec<DiskSpec>,
     /// Its network devices, in that order.
     pub nics: Vec<NicSpec>,
+    /// True if it has a channel to its guest's agent; machines of older snapshots have none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub channel: bool,
 }
 
 /// A machine as it was first started: the request, and QEMU's choices. Goes into a blob of each of its snapshots.
@@ -92,6 +95,7 @@ impl QemuOptions {
             command_line: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            channel: false,
         }
     }
 
@@ -171,4 +175,22 @@ fn is_mac(text: &str) -> bool {
     let parts: Vec<_> = text.split(':').collect();
     let is_byte = |part: &&str| part.len() == 2 && part.chars().all(|digit| digit.is_ascii_hexdigit());
     parts.len() == 6 && parts.iter().all(is_byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_of_before_channels_has_none_and_is_written_as_it_was() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let kernel = BootFile::keep_bytes(b"a kernel", directory.path()).expect("there is room");
+        let without = QemuOptions::new(64 << 20, kernel);
+        let written = serde_json::to_value(&without).expect("plain data");
+        assert!(written.get("channel").is_none(), "{written}");
+        assert_eq!(serde_json::from_value::<QemuOptions>(written).expect("it is one"), without);
+        let with = QemuOptions { channel: true, ..without };
+        let written = serde_json::to_value(&with).expect("plain data");
+        assert_eq!(serde_json::from_value::<QemuOptions>(written).expect("it is one"), with);
+    }
 }

@@ -48,6 +48,7 @@ fn machine_of(arguments: &DemoArguments, guest: MachineWord, place: &Path) -> an
         disks_of: None,
         taps: Vec::new(),
         netns: None,
+        channel: false,
     })
 }
 

@@ -48,6 +48,10 @@ pub(in crate::daemon) fn settle(
     disks: &[(VolumeName, u64)],
     asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
+    anyhow::ensure!(
+        !machine.channel,
+        "a machine in Firecracker has no channel yet: leave it out, or use QEMU"
+    );
     let directory = boot_directory(host);
     let (kernel, initrd) =
         keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;

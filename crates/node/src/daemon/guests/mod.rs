@@ -155,6 +155,11 @@ pub(super) trait Guest: Debug + Send {
         Ok(None)
     }
 
+    /// Our end of the channel to its agent, if its machine has one.
+    fn channel(&self) -> Option<Arc<UnixStream>> {
+        None
+    }
+
     /// The control socket of a process guest.
     fn control(&mut self) -> Option<&mut GuestControl> {
         None

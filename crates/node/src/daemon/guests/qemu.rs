@@ -82,6 +82,7 @@ pub(in crate::daemon) fn settle(
             .iter()
             .map(|tap| NicSpec { mac: tap.mac.clone().unwrap_or_else(any_mac) })
             .collect(),
+        channel: machine.channel,
     };
     Ok(options.settle(&program)?)
 }
@@ -299,5 +300,9 @@ impl Guest for DrivenQemu {
 
     fn serial(&self) -> std::io::Result<Option<SerialLine>> {
         SerialLine::of_socket(self.guest.serial()).map(Some)
+    }
+
+    fn channel(&self) -> Option<Arc<UnixStream>> {
+        self.guest.channel().map(Arc::clone)
     }
 }

@@ -42,6 +42,7 @@ fn of_qemu(spec: &QemuSpec, network: Network) -> ShownMachine {
             .collect(),
         netns: network.shown_netns(),
         taps: network.taps,
+        channel: options.channel,
     }
 }
 
@@ -67,6 +68,7 @@ fn of_firecracker(spec: &FirecrackerSpec, running: Option<&RecordedVmm>, network
             .collect(),
         netns: network.shown_netns(),
         taps: network.taps,
+        channel: false,
     }
 }
 

@@ -5,6 +5,7 @@ mod checkpoint;
 mod pause;
 mod serving;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rekindle_engine::run_roots::RunsFrom;
@@ -134,6 +135,11 @@ impl Live {
     /// Our ends of its serial line, once more, where it has one.
     pub(in crate::daemon) fn serial(&self) -> std::io::Result<Option<SerialLine>> {
         self.guest.serial()
+    }
+
+    /// Our end of the channel to its agent, if its machine has one.
+    pub(in crate::daemon) fn channel(&self) -> Option<Arc<UnixStream>> {
+        self.guest.channel()
     }
 
     /// The control socket of a process guest.
