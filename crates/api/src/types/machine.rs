@@ -156,6 +156,10 @@ pub struct ShownDisk {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ConnectSandbox {
+    /// The port at which the agent listens: for a machine in Firecracker, whose channel is a vsock device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(minimum = 0, maximum = 4294967295_u64)]
+    pub port: Option<u32>,
     /// True to end another connection to the same channel, which is refused otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub take_over: Option<bool>,

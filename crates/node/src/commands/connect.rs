@@ -19,6 +19,9 @@ pub struct ConnectArguments {
     /// The sandbox: its name, its id, or the beginning or end of that
     #[arg(value_name = "SANDBOX")]
     sandbox: String,
+    /// The port at which the agent listens, in Firecracker
+    #[arg(value_name = "PORT")]
+    port: Option<u32>,
     /// End another connection to it, which refuses this one otherwise
     #[arg(long)]
     take_over: bool,
@@ -32,7 +35,7 @@ pub struct ConnectArguments {
 
 /// Joins them, until the connection ends.
 pub fn run(session: &Session, arguments: &ConnectArguments) -> anyhow::Result<Status> {
-    let how = ConnectSandbox { take_over: arguments.take_over.then_some(true) };
+    let how = ConnectSandbox { port: arguments.port, take_over: arguments.take_over.then_some(true) };
     let channel = session.client()?.connect_sandbox(&arguments.sandbox, &how)?;
     if io::stdin().is_terminal() {
         session.output.hint("Connected. Press Ctrl-C to disconnect.");

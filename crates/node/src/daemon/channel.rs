@@ -1,4 +1,4 @@
-//! Connections to the channel of a sandbox's guest, one at a time.
+//! Connections to the channel of a sandbox's guest.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -6,15 +6,28 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use rekindle_kernel::wakeup::Wakeup;
+use rekindle_vmm::firecracker::Vsock;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 /// Bytes that are carried at once, each way.
 const BYTES_AT_ONCE: usize = 64 << 10;
 
-/// The connection to a sandbox's channel.
+/// The channel to a guest's agent, as its VMM has it.
+#[derive(Clone, Debug)]
+pub(super) enum GuestChannel {
+    /// A port, which is one stream: our end of it.
+    Port(Arc<UnixStream>),
+    /// Ports at which programs in the guest listen.
+    Vsock(Arc<Vsock>),
+}
+
+/// The connections to a sandbox's channel.
 #[derive(Debug, Default)]
-pub(super) struct Channel(Mutex<Option<Connection>>);
+pub(super) struct Channel {
+    port: Mutex<Option<Connection>>,
+    vsock: Mutex<Vec<Connection>>,
+}
 
 /// A thread that carries bytes between a client and a guest; it ends when this is dropped.
 #[derive(Debug)]
@@ -25,10 +38,21 @@ struct Connection {
 }
 
 impl Channel {
-    /// Connects to the guest: the bytes of what it gives are the guest's. None where another client is connected, which
+    /// Connects to a port at which a program in the guest listens.
+    pub(super) fn connect_to(&self, vsock: &Vsock, port: u32) -> io::Result<UnixStream> {
+        let (guest, saved) = vsock.connect(port)?;
+        let (stream, client) = UnixStream::pair()?;
+        let connection = Connection::start(Arc::new(guest), client, Some(saved))?;
+        let mut connections = self.vsock.lock().unwrap_or_else(PoisonError::into_inner);
+        connections.retain(|connection| !connection.has_ended());
+        connections.push(connection);
+        Ok(stream)
+    }
+
+    /// Connects to the guest's only port: the bytes of what it gives are the guest's. None where another client is connected, which
     /// `takes_over` ends.
     pub(super) fn connect(&self, guest: Arc<UnixStream>, takes_over: bool) -> io::Result<Option<UnixStream>> {
-        let mut connection = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = self.port.lock().unwrap_or_else(PoisonError::into_inner);
         let is_taken = connection.as_ref().is_some_and(|other| other.is_to(&guest));
         if is_taken && !takes_over {
             return Ok(None);
@@ -36,13 +60,13 @@ impl Channel {
         // The other one ends before this one reads what it does not.
         drop(connection.take());
         let (stream, client) = UnixStream::pair()?;
-        *connection = Some(Connection::start(guest, client)?);
+        *connection = Some(Connection::start(guest, client, None)?);
         Ok(Some(stream))
     }
 }
 
 impl Connection {
-    fn start(guest: Arc<UnixStream>, client: UnixStream) -> io::Result<Self> {
+    fn start(guest: Arc<UnixStream>, client: UnixStream, saved: Option<Arc<Wakeup>>) -> io::Result<Self> {
         for side in [&client, &guest] {
             side.set_nonblocking(true)?;
         }
@@ -52,6 +76,7 @@ impl Connection {
             client,
             guest,
             over: Arc::clone(&over),
+            saved: saved.unwrap_or_else(|| Arc::clone(&over)),
             to_guest: Vec::new(),
             to_client: Vec::new(),
             has_ended: false,
@@ -63,7 +88,11 @@ impl Connection {
     /// True if it is a connection to this guest that has not ended.
     fn is_to(&self, guest: &Arc<UnixStream>) -> bool {
         let is_same = Weak::ptr_eq(&self.guest, &Arc::downgrade(guest));
-        is_same && self.carrier.as_ref().is_some_and(|carrier| !carrier.is_finished())
+        is_same && !self.has_ended()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.carrier.as_ref().is_none_or(JoinHandle::is_finished)
     }
 }
 
@@ -81,6 +110,8 @@ struct Carrier {
     client: UnixStream,
     guest: Arc<UnixStream>,
     over: Arc<Wakeup>,
+    /// Woken when the VMM saves its guest, if that ends the connection.
+    saved: Arc<Wakeup>,
     to_guest: Vec<u8>,
     to_client: Vec<u8>,
     /// The VMM is gone: it takes nothing more, and what it gave is still to be taken.
@@ -112,13 +143,15 @@ impl Carrier {
             true => PollFd::new(&*self.over, guest),
             false => PollFd::new(&*self.guest, guest),
         };
-        let mut polled = [PollFd::new(&*self.over, PollFlags::IN), PollFd::new(&self.client, client), guest];
+        let [over, saved] = [&self.over, &self.saved].map(|end| PollFd::new(&**end, PollFlags::IN));
+        let mut polled = [over, saved, PollFd::new(&self.client, client), guest];
         match poll(&mut polled, None) {
             Err(Errno::INTR) => return Ok(true),
             waited => waited?,
         };
-        let [over, client, _] = polled.map(|fd| fd.revents());
-        let is_over = !over.is_empty() || client.intersects(PollFlags::HUP | PollFlags::ERR);
+        let [over, saved, client, _] = polled.map(|fd| fd.revents());
+        let is_over =
+            !over.is_empty() || !saved.is_empty() || client.intersects(PollFlags::HUP | PollFlags::ERR);
         if is_over || !self.take_input()? {
             return Ok(false);
         }

@@ -2,7 +2,6 @@
 
 mod shown;
 
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use rekindle_keeper::KeeperIdentity;
 use rekindle_kernel::{ProcessHandle, Signal};
 use uuid::Uuid;
 
-use super::channel::Channel;
+use super::channel::{Channel, GuestChannel};
 use super::console::Console;
 use super::guest_watch::{GuestWatch, stopped_by_signal};
 use super::live::Live;
@@ -64,7 +63,7 @@ struct Outside {
     watch: GuestWatch,
     kept_by: Option<KeeperIdentity>,
     base: Option<Arc<Snapshot>>,
-    channel: Option<Arc<UnixStream>>,
+    channel: Option<GuestChannel>,
 }
 
 impl Outside {
@@ -227,7 +226,7 @@ impl Entry {
     }
 
     /// The channel to its guest's agent, and the connection to it; none where no guest with a channel is here.
-    pub(super) fn channel(&self) -> Option<(&Channel, Arc<UnixStream>)> {
+    pub(super) fn channel(&self) -> Option<(&Channel, GuestChannel)> {
         let guest = self.lock().outside.channel.clone()?;
         Some((&self.channel, guest))
     }

@@ -79,7 +79,8 @@ impl GuestSpec {
     /// True if it has a channel to its agent.
     pub(super) fn has_channel(&self) -> bool {
         match self {
-            Self::Process { .. } | Self::Firecracker { .. } => false,
+            Self::Process { .. } => false,
+            Self::Firecracker { machine } => machine.channel,
             Self::Qemu { machine, .. } => machine.options.channel,
         }
     }

@@ -9,6 +9,7 @@ use rekindle_api::problem::{Code, Problem};
 use rekindle_api::types::{ConnectSandbox, ConsoleOutput, Reference, VmmKind};
 use rekindle_guest::process::protocol::Command;
 
+use super::channel::GuestChannel;
 use super::entry::{Entry, TELLING};
 use super::guest_watch::stopped_by_signal;
 use super::live::Live;
@@ -50,7 +51,21 @@ impl Sandboxes {
             let why = format!("{called} is {}: only a running one can be connected to", entry.show().state);
             return Err(problem(Code::WrongState, why));
         };
-        match channel.connect(guest, how.take_over.unwrap_or(false)) {
+        let connected = match (guest, how.port) {
+            (GuestChannel::Port(port), None) => channel.connect(port, how.take_over.unwrap_or(false)),
+            (GuestChannel::Vsock(vsock), Some(port)) => channel.connect_to(&vsock, port).map(Some),
+            (GuestChannel::Port(_), Some(_)) => {
+                let why = format!("the channel of {called} has no numbered ports: leave the port out");
+                return Err(problem(Code::WrongState, why));
+            }
+            (GuestChannel::Vsock(_), None) => {
+                let why = format!(
+                    "name the port at which the agent of {called} listens: `rekindle connect NAME PORT`"
+                );
+                return Err(problem(Code::WrongState, why));
+            }
+        };
+        match connected {
             Ok(Some(stream)) => Ok(Connected { sandbox: entry.id(), stream }),
             Ok(None) => {
                 let why = format!(

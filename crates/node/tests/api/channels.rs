@@ -48,7 +48,7 @@ fn a_request_without_an_upgrade_and_one_that_is_refused_are_answered_with_the_pr
     let answer = raw::read(stream).unwrap();
     assert_eq!((answer.status, answer.code().as_str()), (400, Code::InvalidRequest.name()));
     assert!(answer.body.contains("Upgrade: rekindle-channel"), "{}", answer.body);
-    let refused = ConnectSandbox { take_over: Some(false) };
+    let refused = ConnectSandbox { take_over: Some(false), ..Default::default() };
     let error = served.client().connect_sandbox("web", &refused).unwrap_err();
     assert_eq!(error.code(), Some(Code::WrongState));
 }

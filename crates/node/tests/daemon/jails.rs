@@ -1,10 +1,13 @@
 //! Jails of Firecrackers through the daemon: each goes with its machine, and so does one whose machine never was.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread;
 
-use rekindle_api::types::ResumeSandbox;
+use rekindle_api::types::{ConnectSandbox, ResumeSandbox};
 use rekindle_testkit::skip::skipped;
 
 use crate::peers::{Peers, Standing, entries};
@@ -96,4 +99,24 @@ fn a_jail_made_before_its_daemon_was_killed_goes_whether_the_keeper_knows_of_it_
     }
     peers.node.resume("vm");
     peers.assert_verified("vm");
+}
+
+#[test]
+fn the_channel_of_a_jailed_machine_is_the_socket_in_its_jail_and_nothing_that_was_put_in_its_place() {
+    let Some(peers) = jailing() else { return };
+    let mut wanted = peers.machine("vm");
+    wanted.machine.as_mut().expect("it is a machine").channel = true;
+    peers.node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    let how = ConnectSandbox { port: Some(52), ..Default::default() };
+    let channel = peers.node.client.connect_sandbox("vm", &how).expect("it listens");
+    channel.stream().write_all(b"echo").expect("it takes it");
+    let mut back = [0; 4];
+    channel.stream().read_exact(&mut back).expect("it comes back");
+    assert_eq!(&back, b"echo");
+    let socket = peers.jails()[0].join("root/vsock.sock");
+    let elsewhere = peers.node.place.home_directory().join("elsewhere.sock");
+    let _listener = UnixListener::bind(&elsewhere).expect("the path is short");
+    fs::remove_file(&socket).and_then(|()| symlink(&elsewhere, &socket)).expect("root may");
+    let refused = peers.node.client.connect_sandbox("vm", &how).expect_err("that is another socket");
+    assert!(refused.to_string().contains("no socket any more"), "{refused}");
 }

@@ -10,6 +10,7 @@ use rekindle_api::client::Channel;
 use rekindle_api::types::{Accelerator, Board, ConnectSandbox, CreateSandbox, ForkSandbox, SnapshotState};
 
 use crate::machine_console::{Console, have_qemu, linux, tiny};
+use crate::peers::Peers;
 use crate::support::Node;
 
 const TIER: &str = "channels of machines in QEMU";
@@ -154,7 +155,7 @@ fn a_killed_daemon_takes_no_channel_from_its_guest_and_a_second_connection_is_re
 
     let refused = node.client.connect_sandbox("vm", &ConnectSandbox::default()).expect_err("it is taken");
     assert!(refused.to_string().contains("--take-over"), "{refused}");
-    let taking = ConnectSandbox { take_over: Some(true) };
+    let taking = ConnectSandbox { take_over: Some(true), ..Default::default() };
     let third = node.client.connect_sandbox("vm", &taking).expect("it takes over");
     third.stream().set_read_timeout(Some(LIMIT)).expect("a limit can be set");
     assert_ended(&second);
@@ -210,5 +211,38 @@ fn a_guest_without_an_agent_is_paused_with_bytes_that_wait_for_it() {
         console = Console::from_now(&node.client, "vm");
         assert_eq!(console.tick(), counted + 1);
         console.assert_verified();
+    }
+}
+
+#[test]
+fn an_agent_in_firecracker_is_reached_by_its_port_after_a_resume_in_each_clone_and_by_the_next_daemon() {
+    const PORT: Option<u32> = Some(52);
+    let mut peers = Peers::start();
+    let wanted = with_channel(peers.machine("vm"));
+    let made = peers.node.client.create_sandbox(None, &wanted).expect("a machine is made");
+    assert!(made.machine.is_some_and(|machine| machine.channel));
+    let connect = |peers: &Peers, sandbox: &str, port| {
+        peers.node.client.connect_sandbox(sandbox, &ConnectSandbox { port, ..Default::default() })
+    };
+    let refused = connect(&peers, "vm", None).expect_err("a port is needed");
+    assert!(refused.to_string().contains("rekindle connect NAME PORT"), "{refused}");
+    let refused = connect(&peers, "vm", Some(53)).expect_err("nobody listens there");
+    assert!(refused.to_string().contains("listens at port 53"), "{refused}");
+
+    let both = [(); 2].map(|()| connect(&peers, "vm", PORT).expect("it listens"));
+    both.iter().for_each(|channel| assert_echoes(channel, "at once"));
+    peers.node.checkpoint("vm", "checkpoint");
+    both.iter().for_each(assert_ended);
+    assert_echoes(&connect(&peers, "vm", PORT).expect("it listens"), "after the checkpoint");
+    peers.node.crash();
+    assert_echoes(&connect(&peers, "vm", PORT).expect("it listens"), "to the next daemon");
+
+    let before = connect(&peers, "vm", PORT).expect("it listens");
+    peers.node.pause("vm", "paused");
+    assert_ended(&before);
+    peers.node.resume("vm");
+    peers.node.resumed("paused", "clone");
+    for sandbox in ["vm", "clone"] {
+        assert_echoes(&connect(&peers, sandbox, PORT).expect("it listens"), sandbox);
     }
 }

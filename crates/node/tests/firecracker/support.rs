@@ -164,6 +164,7 @@ impl Node {
             drives: Vec::new(),
             interfaces: Vec::new(),
             netns: None,
+            channel: false,
             balloon: None,
             cpu_profile: None,
             tracking: TrackFrom::Start,

@@ -11,6 +11,7 @@ use super::exchange::{ApiSocket, Asked};
 use super::found::Found;
 use super::spec::{Balloon, Drive, FirecrackerSpec, Interface, MemoryPages, TrackFrom};
 use super::version::{Feature, Version};
+use super::vsock::{self, GUEST_CID};
 
 /// Longest time of a call that only changes Firecracker's own state.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -110,6 +111,9 @@ impl Calls {
         }
         if let Some(Balloon { mib, deflates }) = spec.balloon {
             self.put("/balloon", &json!({ "amount_mib": mib, "deflate_on_oom": deflates }))?;
+        }
+        if spec.channel {
+            self.put("/vsock", &json!({ "guest_cid": GUEST_CID, "uds_path": vsock::SOCKET }))?;
         }
         self.socket.tell("PUT /actions", &json!({ "action_type": "InstanceStart" }), START_LIMIT)
     }

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rekindle_keeper::{Held, KeeperClient, KeeperError};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use super::capture::CaptureFiles;
 use super::directory::VmDirectory;
 use super::found::Found;
 use super::spec::{Drive, FirecrackerSpec, TrackFrom};
+use super::vsock::Vsock;
 use super::{FirecrackerError, FirecrackerGuest};
 use crate::serial_line::SerialLine;
 use crate::vmm_process::{VmmProcess, take_process};
@@ -79,6 +81,13 @@ impl FirecrackerFacts {
         }
     }
 
+    /// The way to programs in its guest, if it has one.
+    pub(super) fn vsock(&self) -> Result<Option<Arc<Vsock>>, FirecrackerError> {
+        let directory = || self.directory.root().to_owned();
+        let vsock = self.spec.channel.then(|| Vsock::in_directory(directory()).map(Arc::new)).transpose();
+        vsock.map_err(FirecrackerError::system("preparing connections to the guest"))
+    }
+
     /// True if Firecracker knows all pages that were written.
     pub(super) fn is_tracked(&self) -> bool {
         match self.origin {
@@ -114,7 +123,8 @@ impl FirecrackerGuest {
         let FirecrackerParts { facts, process, serial, files } = parts;
         let process = VmmProcess::attach(facts.pid, process.as_fd())?;
         let calls = Calls::at(facts.directory.api());
-        Ok(Self { process, facts, calls, files, serial, loading: None })
+        let vsock = facts.vsock()?;
+        Ok(Self { process, facts, calls, files, serial, vsock, loading: None })
     }
 }
 

@@ -17,6 +17,7 @@ mod spec;
 mod start;
 mod version;
 mod volumes;
+mod vsock;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -44,6 +45,7 @@ pub use spec::{
     Balloon, Drive, DriveContent, FirecrackerSpec, Interface, MemoryPages, Saved, SpecError, TrackFrom,
 };
 pub use version::{Feature, NoVersion, Version};
+pub use vsock::Vsock;
 
 /// The program, and directories for its VMs' files.
 #[derive(Clone, Debug)]
@@ -106,6 +108,7 @@ pub struct FirecrackerGuest {
     calls: Calls,
     files: CaptureFiles,
     serial: SerialLine,
+    vsock: Option<Arc<Vsock>>,
     /// The load whose answer was not taken yet.
     loading: Option<Asked>,
 }
@@ -119,6 +122,11 @@ impl FirecrackerGuest {
     /// The guest's serial console.
     pub fn serial(&self) -> &SerialLine {
         &self.serial
+    }
+
+    /// The way to programs in the guest, if the VM has one.
+    pub fn vsock(&self) -> Option<&Arc<Vsock>> {
+        self.vsock.as_ref()
     }
 
     /// The program that saves the VM, for the next snapshot's spec.
@@ -150,6 +158,8 @@ impl FirecrackerGuest {
 
     fn take_state(&self) -> Result<Vec<u8>, FirecrackerError> {
         self.calls.pause()?;
+        let ended = self.vsock.as_ref().map_or(Ok(()), |vsock| vsock.end_connections());
+        ended.map_err(FirecrackerError::system("ending the connections to the guest"))?;
         let noted = self.files.begin().map_err(FirecrackerError::system("noting that a capture begins"))?;
         let kind = match noted {
             Begun::First if self.facts.is_tracked() => SnapshotKind::Diff,

@@ -37,6 +37,9 @@ pub struct FirecrackerSpec {
     /// The file of the network namespace it runs in; none: the keeper's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<PathBuf>,
+    /// True if it has a vsock device, by which programs outside connect to those in its guest.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub channel: bool,
     /// The balloon, by which memory can be taken back from the guest.
     #[serde(default)]
     pub balloon: Option<Balloon>,

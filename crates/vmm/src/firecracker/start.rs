@@ -52,7 +52,7 @@ impl FirecrackerGuest {
             let begun = prepared.begin(keeper, key)?;
             let initrd = spec.initrd.as_ref().map(|_| INITRD);
             begun.calls.boot(spec, KERNEL, initrd)?;
-            Ok(begun.finish())
+            begun.finish()
         })
     }
 
@@ -76,7 +76,7 @@ impl FirecrackerGuest {
             begun.files.put_state(state).map_err(FirecrackerError::system("giving Firecracker its state"))?;
             let path = begun.files.state_path();
             begun.loading = Some(begun.calls.begin_load(spec, &prepared.found, &path, &handover)?);
-            Ok(begun.finish())
+            begun.finish()
         })
     }
 }
@@ -275,9 +275,10 @@ impl<'a> Prepared<'a> {
 }
 
 impl Started {
-    fn finish(self) -> FirecrackerGuest {
+    fn finish(self) -> Result<FirecrackerGuest, FirecrackerError> {
         let Self { process, facts, calls, files, serial, loading } = self;
-        FirecrackerGuest { process: process.finish(), facts, calls, files, serial, loading }
+        let vsock = facts.vsock()?;
+        Ok(FirecrackerGuest { process: process.finish(), facts, calls, files, serial, vsock, loading })
     }
 }
 

@@ -25,6 +25,7 @@ use uuid::Uuid;
 
 use super::{Blobs, Guest};
 use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
+use crate::daemon::channel::GuestChannel;
 use crate::daemon::guest_files::{log_name, machine_directory};
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
@@ -48,10 +49,6 @@ pub(in crate::daemon) fn settle(
     disks: &[(VolumeName, u64)],
     asker: &Asker,
 ) -> anyhow::Result<FirecrackerSpec> {
-    anyhow::ensure!(
-        !machine.channel,
-        "a machine in Firecracker has no channel yet: leave it out, or use QEMU"
-    );
     let directory = boot_directory(host);
     let (kernel, initrd) =
         keep_boot_files(&directory, machine, KernelFormats::FIRECRACKER, memory_bytes, asker)?;
@@ -78,6 +75,7 @@ pub(in crate::daemon) fn settle(
             .map(|(at, (asked, tap))| Interface { id: format!("eth{at}"), tap, guest_mac: asked.mac.clone() })
             .collect(),
         netns: network.netns,
+        channel: machine.channel,
         balloon: None,
         cpu_profile: machine.cpu.clone(),
         tracking: TrackFrom::Start,
@@ -221,6 +219,10 @@ impl Guest for DrivenFirecracker {
 
     fn disk_bytes_held(&self) -> u64 {
         self.0.disk_bytes_held()
+    }
+
+    fn channel(&self) -> Option<GuestChannel> {
+        self.0.vsock().map(|vsock| GuestChannel::Vsock(Arc::clone(vsock)))
     }
 
     fn serve_options(&self) -> ServeOptions {

@@ -32,6 +32,7 @@ use rekindle_vmm::serial_line::SerialLine;
 use rekindle_vmm::vmm_process::VmmProcess;
 use uuid::Uuid;
 
+use super::channel::GuestChannel;
 use super::host::Host;
 use super::record::RecordedGuest;
 use super::spec::{GuestSpec, RecordedVmm};
@@ -155,8 +156,8 @@ pub(super) trait Guest: Debug + Send {
         Ok(None)
     }
 
-    /// Our end of the channel to its agent, if its machine has one.
-    fn channel(&self) -> Option<Arc<UnixStream>> {
+    /// The channel to its agent, if its machine has one.
+    fn channel(&self) -> Option<GuestChannel> {
         None
     }
 

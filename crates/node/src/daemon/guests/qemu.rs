@@ -33,6 +33,7 @@ use uuid::Uuid;
 use super::disks::{self, NamedDisk};
 use super::{Blobs, Guest, HANDOVER_LIMIT, Handover, copied};
 use crate::daemon::boot_directory::{boot_directory, keep_boot_files};
+use crate::daemon::channel::GuestChannel;
 use crate::daemon::guest_files::log_name;
 use crate::daemon::host::Host;
 use crate::daemon::keys::guest_key;
@@ -302,7 +303,7 @@ impl Guest for DrivenQemu {
         SerialLine::of_socket(self.guest.serial()).map(Some)
     }
 
-    fn channel(&self) -> Option<Arc<UnixStream>> {
-        self.guest.channel().map(Arc::clone)
+    fn channel(&self) -> Option<GuestChannel> {
+        self.guest.channel().map(|port| GuestChannel::Port(Arc::clone(port)))
     }
 }

@@ -68,7 +68,7 @@ fn of_firecracker(spec: &FirecrackerSpec, running: Option<&RecordedVmm>, network
             .collect(),
         netns: network.shown_netns(),
         taps: network.taps,
-        channel: false,
+        channel: spec.channel,
     }
 }
 

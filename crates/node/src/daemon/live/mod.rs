@@ -5,7 +5,6 @@ mod checkpoint;
 mod pause;
 mod serving;
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rekindle_engine::run_roots::RunsFrom;
@@ -17,6 +16,7 @@ use rekindle_vmm::process::GuestControl;
 use rekindle_vmm::serial_line::SerialLine;
 use uuid::Uuid;
 
+use crate::daemon::channel::GuestChannel;
 use crate::daemon::claims::Claim;
 use crate::daemon::endings::Ending;
 use crate::daemon::epochs::put_epoch;
@@ -137,8 +137,8 @@ impl Live {
         self.guest.serial()
     }
 
-    /// Our end of the channel to its agent, if its machine has one.
-    pub(in crate::daemon) fn channel(&self) -> Option<Arc<UnixStream>> {
+    /// The channel to its agent, if its machine has one.
+    pub(in crate::daemon) fn channel(&self) -> Option<GuestChannel> {
         self.guest.channel()
     }
 

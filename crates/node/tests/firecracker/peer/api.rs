@@ -134,6 +134,7 @@ fn configure(peer: &Peer, request: &Request, words: &[&str]) -> Result<Value, St
             same_id(id, &interface.iface_id)?;
             vm.configured.interfaces.push(interface);
         }
+        ["vsock"] => vm.configured.vsock = Some(parse(request)?),
         ["balloon"] => vm.configured.balloon = Some(parse(request)?),
         _ => return Err(format!("Invalid request method and/or path: PUT {}.", request.path)),
     }

@@ -11,6 +11,14 @@ pub(super) struct Configured {
     pub(super) drives: Vec<Drive>,
     pub(super) interfaces: Vec<Interface>,
     pub(super) balloon: Option<Balloon>,
+    pub(super) vsock: Option<VsockDevice>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VsockDevice {
+    pub(super) guest_cid: u32,
+    pub(super) uds_path: PathBuf,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

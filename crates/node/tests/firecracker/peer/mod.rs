@@ -10,6 +10,7 @@ mod memory;
 mod settings;
 mod snapshot;
 mod vm;
+mod vsock;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::path::Path;
 use rekindle_kernel::PAGE_BYTES;
 use serde::{Deserialize, Serialize};
 
-use super::configured::{Balloon, Drive, Interface, Machine};
+use super::configured::{Balloon, Drive, Interface, Machine, VsockDevice};
 use super::guest::{Guest, Mind};
 
 /// Content of a state file.
@@ -19,6 +19,8 @@ pub(super) struct State {
     pub(super) drives: Vec<Drive>,
     pub(super) interfaces: Vec<Interface>,
     pub(super) balloon: Option<Balloon>,
+    #[serde(default)]
+    pub(super) vsock: Option<VsockDevice>,
     pub(super) mind: Mind,
 }
 

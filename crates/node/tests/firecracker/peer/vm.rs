@@ -12,6 +12,7 @@ use super::guest::{Guest, Mind};
 use super::memory::{Memory, Sharing};
 use super::settings::{Settings, Step};
 use super::snapshot::{State, write_memory};
+use super::vsock;
 
 pub(super) struct Peer {
     settings: PathBuf,
@@ -121,6 +122,7 @@ impl Peer {
             .map_err(|error| format!("Unable to open the block device: {error}"))?;
         let mut guest = Guest { memory, mind: Mind::default(), dirty: BTreeSet::new(), drives };
         guest.give_back(vm.configured.balloon.as_ref().map_or(0, |balloon| balloon.amount_mib));
+        vm.configured.vsock.as_ref().map_or(Ok(()), vsock::listen)?;
         vm.tracked = machine.track_dirty_pages;
         vm.guest = Some(guest);
         self.set_life(&mut vm, Life::Running);
@@ -160,12 +162,14 @@ impl Peer {
         let guest = Guest { memory, mind: state.mind, dirty: BTreeSet::new(), drives };
         guest.touch(8);
         self.step(Step::LoadTouched);
+        state.vsock.as_ref().map_or(Ok(()), vsock::listen)?;
         vm.configured = Configured {
             machine: Some(state.machine),
             boot: None,
             drives: state.drives,
             interfaces: state.interfaces,
             balloon: state.balloon,
+            vsock: state.vsock,
         };
         vm.tracked = load.track_dirty_pages || load.enable_diff_snapshots;
         vm.guest = Some(guest);
@@ -205,6 +209,7 @@ impl Peer {
             drives: configured.drives.clone(),
             interfaces: configured.interfaces.clone(),
             balloon: configured.balloon.clone(),
+            vsock: configured.vsock.clone(),
             mind: guest.mind.clone(),
         };
         let failed = |error: std::io::Error| {
