@@ -176,6 +176,41 @@ fn a_killed_daemon_takes_no_channel_from_its_guest_and_a_second_connection_is_re
 }
 
 #[test]
+fn a_guest_that_stands_in_a_write_nobody_reads_is_paused_there_and_goes_on_with_it_after_a_resume() {
+    let Some(node) = node_with_channel() else { return };
+    let counted = Console::from_now(&node.client, "vm").tick();
+    let channel = connect(&node, "vm");
+    channel.stream().set_nonblocking(true).expect("it can be");
+    // Nothing of the echo is read, so the guest comes to stand in a write, once all that is between is full.
+    let mut tries_in_vain = 0;
+    while tries_in_vain < 200 {
+        tries_in_vain += 1;
+        if channel.stream().write(&[b'x'; 4096]).is_ok_and(|count| count > 0) {
+            tries_in_vain = 0;
+        } else {
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+    drop(channel);
+    node.pause("vm", "paused");
+    node.resume("vm");
+    let channel = connect(&node, "vm");
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            let mut read = Vec::new();
+            (&mut channel.stream()).read_to_end(&mut read).expect("it ends");
+            read
+        });
+        let mut console = Console::from_now(&node.client, "vm");
+        assert_eq!(console.tick(), counted + 1, "it goes on once it is read");
+        console.assert_verified();
+        channel.stream().shutdown(Shutdown::Both).expect("it is ours");
+        let read = read.join().expect("it is read");
+        assert!(!read.is_empty() && read.iter().all(|byte| *byte == b'x'));
+    });
+}
+
+#[test]
 fn a_machine_without_a_channel_and_a_process_guest_say_so() {
     let node = Node::start();
     node.filled("process", 1);
