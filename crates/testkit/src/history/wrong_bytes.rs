@@ -10,7 +10,6 @@ use futures_util::FutureExt;
 use object_store::path::Path;
 use object_store::{ObjectStoreExt, PutPayload};
 use rekindle_engine::frame::{FrameNumber, frame_bytes};
-use rekindle_engine::identity::LayerId;
 use rekindle_engine::layer::Layer;
 use rekindle_engine::lifecycle::SnapshotState;
 use rekindle_engine::manifest::StoredLayer;
@@ -97,12 +96,10 @@ impl History {
             let layers = views.flat_map(|view| view.layers().to_vec());
             layers.filter(|layer| layer.stored_at().is_some()).collect::<Vec<_>>()
         };
-        // If a snapshot that is not published names a layer, the catalog may not know yet that it is stored.
-        let (published, others): (Vec<_>, Vec<_>) =
-            self.snapshots.iter().partition(|known| known.snapshot.state() == SnapshotState::Published);
-        let others: Vec<LayerId> = others.into_iter().flat_map(layers_of).map(|layer| layer.id()).collect();
-        let mut layers: Vec<_> = published.into_iter().flat_map(layers_of).collect();
-        layers.retain(|layer| !self.rules.recording || !others.contains(&layer.id()));
+        let published = |known: &&Known| known.snapshot.state() == SnapshotState::Published;
+        let mut layers: Vec<_> = self.snapshots.iter().filter(published).flat_map(layers_of).collect();
+        // A record may name a layer without its place in the store, also that of a deleted snapshot that a guest runs from.
+        layers.retain(|layer| !self.rules.recording || layer.evictable().is_some());
         layers
     }
 
