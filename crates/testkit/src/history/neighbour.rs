@@ -30,6 +30,9 @@ pub(super) struct Neighbour {
 const SNAPSHOTS_MAX: usize = 5;
 /// Time that a deletion gets to reach the store before a collection.
 const DELETION_COMES: Duration = Duration::from_millis(100);
+
+/// Time between two looks at what is left.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Places of the store that have nothing once all is deleted and collected.
 const EMPTY_AT_LAST: [&str; 5] = ["layers", "manifests", "working-sets", "roots", "condemned"];
 
@@ -95,7 +98,7 @@ impl History {
             if asked.expect("memory answers at once").is_ok() {
                 break;
             }
-            thread::yield_now();
+            thread::park_timeout(LOOK_AGAIN);
         }
         Ok(())
     }
@@ -230,7 +233,7 @@ impl History {
             if begun.elapsed() > PATIENCE {
                 return Err(format!("after all was deleted and collected, there is {left:?}"));
             }
-            thread::yield_now();
+            thread::park_timeout(LOOK_AGAIN);
         }
     }
 
