@@ -64,6 +64,7 @@ pub mod disk_use;
 pub mod layer_files;
 mod open_file;
 pub mod local_file;
+pub mod frames_here;
 pub mod handles;
 pub mod layer;
 pub mod cache;

@@ -308,6 +308,16 @@ impl LocalFile {
         }
     }
 
+    /// Appends the bytes of a frame as they are on the disk: nothing proves that they are still right.
+    pub(crate) fn append_frame(&self, frame: FrameNumber, into: &mut Vec<u8>) -> Result<(), LayerError> {
+        let (offset, bytes) = self.frame_extent(frame);
+        let start = into.len();
+        into.resize(start + bytes, 0);
+        let read =
+            self.open().and_then(|opened| opened.file.read_exact_at(&mut into[start..], u64_of(offset)));
+        read.map_err(|source| self.io(source))
+    }
+
     /// Syncs the file to the disk, with the `encoded` index behind the pages, if every frame in it is verified; false, and
     /// nothing is promised, if one is not.
     pub fn sync_whole(&self, encoded: &[u8]) -> io::Result<bool> {

@@ -84,13 +84,13 @@ pub fn decode_wanted_frames(bytes: &[u8]) -> Result<(WantedLayer, Class), WireEr
     Ok((WantedLayer { layer, pages, frames: start..start + count }, class))
 }
 
-/// Encodes the answer to a request for frames; each is as long as it must be.
+/// The beginning of the answer to a request for frames: which of them are there. Their bytes follow, one after the other, each
+/// as long as it must be.
 #[must_use]
-pub fn encode_frames(request: &[u8], frames: &[Option<Vec<u8>>]) -> Vec<u8> {
+pub fn begin_frames(request: &[u8], there: &[bool]) -> Vec<u8> {
     let mut writer = Writer::new();
     writer.length_prefixed(request);
-    frames.iter().for_each(|frame| writer.u8(frame.is_some().into()));
-    frames.iter().flatten().for_each(|frame| writer.bytes(frame));
+    there.iter().for_each(|is_there| writer.u8((*is_there).into()));
     writer.into_bytes()
 }
 
@@ -163,7 +163,9 @@ mod tests {
     fn an_answer_has_the_frames_that_are_there_and_one_to_another_request_or_of_another_length_is_refused() {
         let request = encode_wanted_frames(&wanted(), Class::Fault);
         let frames = vec![None, Some(vec![9; 2 * PAGE_BYTES])];
-        let answer = Bytes::from(encode_frames(&request, &frames));
+        let mut answer = begin_frames(&request, &[false, true]);
+        answer.extend(frames.iter().flatten().flatten());
+        let answer = Bytes::from(answer);
         let read = decode_frames(&answer, &request, &wanted()).expect("it is the answer");
         let bodies: Vec<_> = read.into_iter().map(|frame| frame.map(|body| body.to_vec())).collect();
         assert_eq!(bodies, frames);

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::layers::{decode_layers, decode_wanted_frames, encode_frames, encode_held};
+use crate::layers::{begin_frames, decode_layers, decode_wanted_frames, encode_held};
 use crate::limits;
 use crate::message::{Question, VERSION_FIELD, decode_wanted, encode_pages, snapshot_of};
 use crate::taking::{Taken, Taking};
@@ -240,12 +240,17 @@ impl<H: HasEngine> Serving<H> {
             Ok(wanted) => wanted,
             Err(error) => return refused(StatusCode::BAD_REQUEST, &error),
         };
-        // An answer is held twice: as it is read, and until it is sent.
         let bytes: usize = wanted.lengths().sum();
-        let share = self.answers.lease(class, u64_of(bytes) * 2).await;
+        let share = self.answers.lease(class, u64_of(bytes)).await;
         let node = Arc::clone(&self.node);
         let read = tokio::task::spawn_blocking(move || {
-            Bytes::from(encode_frames(&request, &node.engine().frames_here(&wanted)))
+            let here = node.engine().frames_here(&wanted);
+            let mut answer = begin_frames(&request, here.there());
+            answer.reserve_exact(bytes);
+            if here.append_to(&mut answer).is_err() {
+                return Bytes::from(begin_frames(&request, &vec![false; here.there().len()]));
+            }
+            Bytes::from(answer)
         });
         match read.await {
             Ok(body) => (StatusCode::OK, Bytes::from_owner(Leased { body, _share: share })),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Engine;
-use crate::frame::{FrameNumber, frames_of};
+use crate::frame::frames_of;
+use crate::frames_here::FramesHere;
 use crate::identity::LayerId;
 use crate::peer::{HeldLayers, Peer, WantedLayer};
 use crate::peer_sources::PeerCounts;
@@ -16,16 +17,11 @@ impl Engine {
         HeldLayers { engine: self.id, bytes: layers.iter().map(held).collect() }
     }
 
-    /// The raw bytes of those frames of a layer that are on this disk and right; blocks on it, and asks nobody else.
-    pub fn frames_here(&self, wanted: &WantedLayer) -> Vec<Option<Vec<u8>>> {
+    /// The frames of a layer that are on this disk and right; blocks on it, and asks nobody else.
+    pub fn frames_here(&self, wanted: &WantedLayer) -> FramesHere {
         let layer = self.cache.handle(wanted.layer).filter(|layer| layer.pages() == wanted.pages);
-        let file =
-            layer.filter(|layer| wanted.frames.end <= frames_of(layer.pages())).map(|layer| layer.local());
-        let read = |frame: usize| {
-            let (file, frame) = (file.as_ref()?, FrameNumber::new(frame));
-            matches!(file.load_local(frame), Ok(true)).then(|| file.read_frame(frame).ok()).flatten()
-        };
-        wanted.frames.clone().map(read).collect()
+        let layer = layer.filter(|layer| wanted.frames.end <= frames_of(layer.pages()));
+        FramesHere::of(layer.map(|layer| layer.local()), wanted.frames.clone())
     }
 
     /// Finds out in the background which other nodes have layers of a snapshot: those of the settings, and `also`.

@@ -104,10 +104,12 @@ fn a_node_says_what_it_has_of_layers_and_gives_frames_that_are_on_its_disk_only(
     let named = warm.opened.named_now().expect("it is published");
     let layer = &named.layers()[0];
     let wanted = WantedLayer { layer: layer.id(), pages: layer.pages(), frames: 40..42 };
-    assert_eq!(warm.b.frames_here(&wanted), [None, None], "nothing of it was read here");
+    assert_eq!(warm.b.frames_here(&wanted).there(), [false, false], "nothing of it was read here");
     let held = warm.a.held_layers(&[layer.id(), LayerId::from_bytes([7; 32])]);
     assert!(held.bytes[0] > 0 && held.bytes[1] == 0, "{held:?}");
-    assert!(warm.a.frames_here(&wanted).iter().all(Option::is_some));
+    let (here, mut bytes) = (warm.a.frames_here(&wanted), Vec::new());
+    here.append_to(&mut bytes).expect("they are on its disk");
+    assert_eq!((here.there(), bytes.len()), (&[true, true][..], wanted.lengths().sum()));
     let beyond = WantedLayer { pages: layer.pages() + 64, ..wanted };
-    assert_eq!(warm.a.frames_here(&beyond), [None, None], "no layer of that name is as long");
+    assert_eq!(warm.a.frames_here(&beyond).there(), [false, false], "no layer of that name is as long");
 }

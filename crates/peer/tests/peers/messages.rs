@@ -12,7 +12,7 @@ use rekindle_engine::peer::{Described, EngineId, HeldLayers, WantedLayer, Wanted
 use rekindle_engine::sources::Class;
 use rekindle_kernel::PageKind;
 use rekindle_peer::layers::{
-    decode_frames, decode_held, decode_layers, decode_wanted_frames, encode_frames, encode_held,
+    begin_frames, decode_frames, decode_held, decode_layers, decode_wanted_frames, encode_held,
     encode_layers, encode_wanted_frames,
 };
 use rekindle_peer::message::{decode_pages, decode_wanted, encode_pages, encode_wanted, snapshot_of};
@@ -93,7 +93,8 @@ fn no_damage_to_a_message_breaks_its_decoder_and_each_value_has_one_encoding() {
     let no = Taken::Refused("no room".to_owned()).encode(wanted.snapshot);
     let frames = WantedLayer { layer: LayerId::from_bytes([7; 32]), pages: 130, frames: 1..3 };
     let asked = encode_wanted_frames(&frames, Class::Fault);
-    let sent = encode_frames(&asked, &[None, Some(vec![5; 8192])]);
+    let mut sent = begin_frames(&asked, &[false, true]);
+    sent.extend([5; 8192]);
     let held = HeldLayers { engine: EngineId([3; 16]), bytes: vec![0, 1 << 40] };
     let mut corpus = vec![request.clone(), answer, whole.encode(), taking().encode(), no];
     corpus.extend([asked.clone(), sent, encode_layers(&[frames.layer]), encode_held(&held)]);
