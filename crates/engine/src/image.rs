@@ -186,6 +186,13 @@ impl Image {
         self.held().filled.read().expect(NO_PANIC).lease.bytes()
     }
 
+    /// The number of the first pages of `run` that are here.
+    pub(crate) fn has_of(&self, run: GuestPages) -> u32 {
+        let (is_here, count) =
+            self.held().filled.read().expect(NO_PANIC).pages.run_at(run.start(), run.count());
+        if is_here { count } else { 0 }
+    }
+
     /// Lets `install` map the first pages of `run`, as far as they are here; none if it lacks the first.
     pub(crate) fn map(
         &self,

@@ -109,6 +109,9 @@ pub const INSTALL_RETRY_LAST: Duration = Duration::from_secs(1);
 /// Pages that are installed ahead before new events are read: 0.4 ms of copying.
 pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
+/// Pages of an image that are mapped in the time in which one is copied.
+pub const SHARED_PAGES_A_COPY: u32 = 14;
+
 /// Frames that pages ahead of the guest wait for at once: 256 MiB. Large reads bring them side by side, so of few frames
 /// the last would hold up all that is there.
 pub const PREFETCH_FRAMES_MAX: usize = 1024;

@@ -42,13 +42,21 @@ impl Server {
         }
     }
 
-    /// Installs a bounded number of the pages to prefetch.
+    /// Installs pages to prefetch, for a bounded time.
     pub(super) fn prefetch_slice(&mut self) {
         let mut left = limits::PREFETCH_SLICE_PAGES;
+        let at_once = if self.installer.image.is_some() { limits::SHARED_PAGES_A_COPY } else { 1 };
         while left > 0
-            && let Some(run) = self.prefetch.next_run(left)
+            && let Some(run) = self.prefetch.next_run(left * at_once)
         {
-            left -= run.count();
+            let (run, rest, copies) = match self.installer.shared_of(run) {
+                0 => (run.first_pages(left), run.after(left), run.count().min(left)),
+                shared => (run.first_pages(shared), run.after(shared), shared.div_ceil(at_once)),
+            };
+            if !rest.is_empty() {
+                self.prefetch.put_back(rest);
+            }
+            left -= copies;
             if let Some(rest) = self.prefetch_run(run) {
                 self.prefetch.put_back(rest);
                 std::thread::yield_now();

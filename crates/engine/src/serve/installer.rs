@@ -130,6 +130,11 @@ impl Installer {
         Some(self.landed(install, here))
     }
 
+    /// The number of the first pages of `run` that the image has.
+    pub(super) fn shared_of(&self, run: GuestPages) -> u32 {
+        self.image.as_ref().map_or(0, |image| image.has_of(run))
+    }
+
     /// Installs `pages`, which are in one region, from `source`, which has their length.
     pub(super) fn copy(&mut self, pages: GuestPages, source: Source<'_>, protect: Protect) -> InstallOutcome {
         if protect == Protect::Writable {
