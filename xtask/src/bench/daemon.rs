@@ -60,10 +60,10 @@ pub(crate) const SANDBOXES: Row = Row {
 };
 
 /// A daemon in directories of its own.
-struct Served {
+pub(super) struct Served {
     daemon: RunningDaemon,
-    client: Client,
-    place: BlackBox,
+    pub(super) client: Client,
+    pub(super) place: BlackBox,
 }
 
 /// Seconds from asking to the answer.
@@ -116,14 +116,14 @@ fn answers_here(node: &Node, base: &Arc<Snapshot>) -> anyhow::Result<Answers> {
 }
 
 impl Served {
-    fn start() -> anyhow::Result<Self> {
+    pub(super) fn start() -> anyhow::Result<Self> {
         let program = crate::load::program(&crate::workspace_root()?)?;
         let place = BlackBox::new(&program)?;
         Ok(Self { daemon: place.start()?, client: place.client(), place })
     }
 
     /// A published snapshot of a guest that was filled, called `name`.
-    fn filled(&self, name: &str, memory_bytes: u64) -> anyhow::Result<()> {
+    pub(super) fn filled(&self, name: &str, memory_bytes: u64) -> anyhow::Result<()> {
         self.create(name, memory_bytes)?;
         Told::new(&self.client, name).fill(1)?;
         self.pause(name, name)?;
@@ -131,7 +131,7 @@ impl Served {
         Ok(())
     }
 
-    fn create(&self, name: &str, memory_bytes: u64) -> anyhow::Result<()> {
+    pub(super) fn create(&self, name: &str, memory_bytes: u64) -> anyhow::Result<()> {
         let wanted: CreateSandbox =
             serde_json::from_value(json!({ "name": name, "memory_bytes": memory_bytes }))?;
         self.client.create_sandbox(None, &wanted)?;
@@ -144,7 +144,7 @@ impl Served {
         Ok(())
     }
 
-    fn resume(&self, snapshot: &str, name: &str, count: usize) -> anyhow::Result<Vec<Listed>> {
+    pub(super) fn resume(&self, snapshot: &str, name: &str, count: usize) -> anyhow::Result<Vec<Listed>> {
         let how: ResumeSnapshot = serde_json::from_value(json!({ "name": name, "count": count }))?;
         Ok(self.client.resume_snapshot(snapshot, None, &how)?)
     }

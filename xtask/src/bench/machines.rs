@@ -69,14 +69,14 @@ pub(crate) const WORKING_SET: Row = Row {
 };
 
 /// A daemon in directories of its own, and boot files for its machines.
-struct Host {
-    client: Client,
+pub(super) struct Host {
+    pub(super) client: Client,
     _daemon: RunningDaemon,
     place: BlackBox,
 }
 
 impl Host {
-    fn start() -> anyhow::Result<Self> {
+    pub(super) fn start() -> anyhow::Result<Self> {
         Self::start_in(Self::place()?)
     }
 
@@ -90,7 +90,7 @@ impl Host {
         ensure!(copied.success(), "the store could not be copied");
         place.copy_key_ring(&self.place)?;
         let host = Self::start_in(place)?;
-        host.client.create_sandbox(None, &host.tiny_machine("first")?)?;
+        host.client.create_sandbox(None, &host.tiny_machine("first", MEMORY)?)?;
         host.client.remove_sandbox("first")?;
         Ok(host)
     }
@@ -115,12 +115,12 @@ impl Host {
     }
 
     fn filled_tiny(&self, name: &str) -> anyhow::Result<()> {
-        self.filled(name, &self.tiny_machine(name)?, "rekindle tiny guest, ", "fill 1")
+        self.filled(name, &self.tiny_machine(name, MEMORY)?, "rekindle tiny guest, ", "fill 1")
     }
 
-    fn tiny_machine(&self, name: &str) -> anyhow::Result<CreateSandbox> {
+    pub(super) fn tiny_machine(&self, name: &str, memory_bytes: u64) -> anyhow::Result<CreateSandbox> {
         let kernel = self.boot_file("tiny.elf", tiny_kernel())?;
-        machine(name, MEMORY, &json!({ "kernel": kernel, "command_line": "" }))
+        machine(name, memory_bytes, &json!({ "kernel": kernel, "command_line": "" }))
     }
 
     fn boot_file(&self, name: &str, bytes: &[u8]) -> anyhow::Result<PathBuf> {

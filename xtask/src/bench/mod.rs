@@ -2,6 +2,7 @@
 
 mod accounting;
 mod caching;
+mod checkpoints;
 mod cold;
 mod daemon;
 mod disks;
@@ -37,7 +38,7 @@ use report::{Machine, Report, RowReport, print_row};
 use row::{Effort, Row};
 
 /// Every row, in the order of the targets they belong to.
-const ROWS: [&Row; 41] = [
+const ROWS: [&Row; 44] = [
     &resuming::OVERLAP,
     &pausing::READABLE,
     &map::LOOKUP,
@@ -59,6 +60,9 @@ const ROWS: [&Row; 41] = [
     &sharing::PAUSE,
     &forks::RAM,
     &forks::TIME,
+    &checkpoints::STOP,
+    &checkpoints::WRITE,
+    &checkpoints::FAULT_SOCKET,
     &saving::SEAL,
     &saving::PUBLISH,
     &pausing::HELD,

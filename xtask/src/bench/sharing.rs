@@ -195,18 +195,24 @@ fn measure_fault(effort: Effort) -> anyhow::Result<Vec<Part>> {
     Ok(vec![Part { label, unit: Unit::Seconds, pairs, target }])
 }
 
-/// Seconds of one touch of random pages, each for the first time.
-fn touch(memory: &GuestMemory) -> anyhow::Result<f64> {
-    let pages = u32::try_from(memory.bytes() / PAGE_BYTES)?;
-    let mut order: Vec<u32> = (0..pages).collect();
+/// So many pages of a memory, each once, in an order that is the same each time.
+pub(super) fn random_pages(memory: &GuestMemory, count: u32) -> anyhow::Result<Vec<GuestPage>> {
+    let mut order: Vec<u32> = (0..u32::try_from(memory.bytes() / PAGE_BYTES)?).collect();
     let mut random = Random::new(SEED);
-    for at in 0..usize_of(TOUCHED) {
+    for at in 0..usize_of(count) {
         let other = at + random.position(order.len() - at);
         order.swap(at, other);
     }
+    order.truncate(usize_of(count));
+    Ok(order.into_iter().map(GuestPage::new).collect())
+}
+
+/// Seconds of one touch of random pages, each for the first time.
+fn touch(memory: &GuestMemory) -> anyhow::Result<f64> {
+    let order = random_pages(memory, TOUCHED)?;
     let start = Instant::now();
-    for page in &order[..usize_of(TOUCHED)] {
-        std::hint::black_box(memory.touch(GuestPage::new(*page).offset()));
+    for page in order {
+        std::hint::black_box(memory.touch(page.offset()));
     }
     Ok(start.elapsed().as_secs_f64() / f64::from(TOUCHED))
 }
