@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rekindle_engine::engine::{Engine, UndeleteError};
 use rekindle_engine::identity::SnapshotId;
@@ -12,6 +12,7 @@ use rekindle_engine::snapshot::Snapshot;
 use super::History;
 use super::known::Known;
 use crate::model::ModelMemory;
+use crate::site::PATIENCE;
 
 /// A deleted snapshot that can be brought back, with the content of each of its volumes.
 #[derive(Debug)]
@@ -79,10 +80,10 @@ impl History {
     fn brought_back(&mut self, withdrawn: Withdrawn, done: Result<(), UndeleteError>) -> Result<(), String> {
         match done {
             Ok(()) => {}
-            Err(UndeleteError::Gone(_) | UndeleteError::Undecided) if withdrawn.is_short => return Ok(()),
-            // Its deletion has not reached the store yet, or what was deleted is still used here. Without a catalog the
-            // deletion of a process that has ended never comes.
-            Err(UndeleteError::NotDeleted | UndeleteError::InUse) => {
+            Err(UndeleteError::Gone(_)) if withdrawn.is_short => return Ok(()),
+            // Its deletion has not reached the store yet, or what was deleted is still used here, or a collector has it on
+            // its list. Without a catalog the deletion of a process that has ended never comes.
+            Err(UndeleteError::NotDeleted | UndeleteError::InUse | UndeleteError::Undecided) => {
                 self.withdrawn.push(withdrawn);
                 return Ok(());
             }
@@ -125,8 +126,7 @@ impl History {
                     }
                     engine.delete(&snapshot).map_err(|error| error.to_string())?;
                 }
-                Err(UndeleteError::Gone(_) | UndeleteError::Undecided)
-                    if withdrawn.is_none_or(|withdrawn| withdrawn.is_short) => {}
+                Err(UndeleteError::Gone(_)) if withdrawn.is_none_or(|withdrawn| withdrawn.is_short) => {}
                 Err(UndeleteError::NotDeleted) if !are_known => {}
                 // Its records may have to stay in the catalog until the next start.
                 Err(UndeleteError::InUse) => self.perhaps_deleted.push(id),
@@ -138,6 +138,13 @@ impl History {
 }
 
 fn bring_back(engine: &Engine, id: SnapshotId) -> Result<Arc<Snapshot>, UndeleteError> {
-    engine.undelete(id)?;
+    let begun = Instant::now();
+    while let Err(error) = engine.undelete(id) {
+        if !matches!(error, UndeleteError::Undecided) || begun.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        // A collector that has ended left its list to the next one.
+        engine.collect(Duration::ZERO).expect("the store answers");
+    }
     Ok(engine.open(id).expect("it was just brought back, and the store answers"))
 }
