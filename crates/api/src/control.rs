@@ -130,7 +130,7 @@ pub trait Control: Debug + Send + Sync + 'static {
     fn forget_snapshot(&self, reference: &Reference) -> Answer<Uuid>;
     /// Reads every page of a snapshot and checks it, as long as its asker waits.
     fn verify_snapshot(&self, reference: &Reference, asked: Asked) -> Answer<Verification>;
-    /// What this node has, and how near resumes of snapshots are here; asks neither the store nor the disk.
+    /// The content of this node, and how near resumes of snapshots are here; asks neither the store nor the disk.
     fn node_placement(&self, query: &PlacementQuery) -> Answer<NodePlacement>;
     /// The layers a snapshot is made of and their places; never waits for a seal, and asks no store.
     fn placement(&self, reference: &Reference) -> Answer<Placement>;

@@ -107,7 +107,7 @@ pub(crate) async fn joined(
     let ((mut from_one, mut to_one), (mut from_other, mut to_other)) = (split(one), split(other));
     let ended = tokio::select! {
         ended = copy(&mut from_other, &mut to_one) => {
-            // What was carried last is still to be sent.
+            // The bytes carried last are still to be sent.
             to_one.shutdown().await.and(ended)
         }
         ended = copy(&mut from_one, &mut to_other) => ended,

@@ -2,8 +2,8 @@
  * The first and only process of a Linux guest: no library, raw system calls.
  *
  * It loads the modules that the file /modules names, in that order, mounts /dev/vda at /disk if there is one, and then
- * answers lines on the kernel's console as the tiny guest does, with a few commands of its own. What comes over its
- * channel goes back there as it is.
+ * answers lines on the kernel's console as the tiny guest does, with a few commands of its own. Bytes that come
+ * over its channel go back there as they are.
  */
 
 #include "guest.h"

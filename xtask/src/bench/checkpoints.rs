@@ -22,7 +22,7 @@ use super::sharing::random_pages;
 const MIB: u64 = 1 << 20;
 /// The stop of a guest for each GiB that it has to copy.
 const SECONDS_A_GIB: f64 = 40e-3;
-/// What a stop costs besides: a record on the disk, and of a machine its device state.
+/// The cost of a stop besides: a record on the disk, and of a machine its device state.
 const BESIDES: [f64; 2] = [10e-3, 50e-3];
 /// Memory whose pages are written after a checkpoint, and that many of them.
 const WRITTEN_MEMORY: u64 = 64 * MIB;

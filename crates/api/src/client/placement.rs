@@ -5,7 +5,7 @@ use crate::operations::{SHOW_NODE_PLACEMENT, SHOW_PLACEMENT};
 use crate::types::{NodePlacement, Placement, PlacementQuery};
 
 impl Client {
-    /// What the node has, and how near a resume of these snapshots would be there.
+    /// Asks for the node's state, and for how near a resume of these snapshots would be there.
     pub fn node_placement(&self, query: &PlacementQuery) -> Result<NodePlacement> {
         self.ask(&SHOW_NODE_PLACEMENT, &(), query)
     }

@@ -170,7 +170,7 @@ impl Carrier {
         }
     }
 
-    /// What a VMM that is gone does not take is lost with it.
+    /// Bytes that a VMM has not taken when it ends are lost with it.
     fn give_input(&mut self) {
         if give(&self.guest, &mut self.to_guest).is_err() {
             self.to_guest.clear();

@@ -16,7 +16,7 @@ use super::origins::node_name;
 use super::references::Named as _;
 use super::snapshots::Snapshots;
 
-/// What this node has, as schedulers ask for it.
+/// The content of this node, as schedulers ask for it.
 #[derive(Debug)]
 pub(super) struct Placements {
     snapshots: Arc<Snapshots>,

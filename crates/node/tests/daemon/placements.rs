@@ -140,7 +140,7 @@ fn an_unsaved_snapshot_is_answered_about_and_named_in_no_list() {
     outage.end();
     node.wait("base", SnapshotState::Published);
     node.eventually("the file naming it", || fleet.hint("first", snapshot).as_deref() == Some("local"));
-    // What a client missed comes as events, from the one that its answer names.
+    // Changes that a client missed come as events, from the one that its answer names.
     let after = node.client.known_events(answered.event).expect("they are known");
     let kinds: Vec<String> = after.map(|event| event.expect("an event").kind).collect();
     assert!(kinds.iter().any(|kind| kind == "snapshot.published"), "{kinds:?}");

@@ -1,4 +1,4 @@
-//! What the daemon without an engine says of where things are: half of each sealed snapshot is here.
+//! Placement as the daemon without an engine tells it: half of each sealed snapshot is here.
 
 use rekindle_api::types::{NodePlacement, PlacedSnapshot, ResumeHint, SandboxState, Snapshot, SnapshotState};
 use uuid::Uuid;
