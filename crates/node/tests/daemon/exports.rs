@@ -87,8 +87,9 @@ fn private(path: &Path, content: &[u8]) {
 #[test]
 fn a_snapshot_goes_into_another_store_as_one_file() {
     let from = Exporter::new();
-    // A sign that has a successor goes in the background.
-    from.node.eventually("its node having one sign", || objects(&from.node.place, "nodes") == 1);
+    // A sign that has a successor goes in the background, and so does the publisher's root.
+    let settled = || objects(&from.node.place, "nodes") == 1 && objects(&from.node.place, "roots") == 0;
+    from.node.eventually("its node having one sign and no root", settled);
     let file = from.exported();
     assert_eq!(objects(&from.node.place, "roots"), 0, "the reader's root is gone");
     assert_eq!(objects(&from.node.place, "nodes"), 1, "the store has no sign of the command");
