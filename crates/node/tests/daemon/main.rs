@@ -27,6 +27,7 @@ mod machine_disks;
 mod machine_network;
 mod machines;
 mod moves;
+mod networks;
 mod older_catalogs;
 mod origins;
 mod outages;

@@ -50,6 +50,8 @@ pub struct BlackBox {
     limit: Option<String>,
     /// Words of the daemon's command line after `serve`.
     words: Vec<String>,
+    /// The network namespace of a daemon.
+    network: Option<String>,
 }
 
 /// A failure of the program, or of the system under a test.
@@ -125,6 +127,7 @@ impl BlackBox {
                 program: named,
                 limit: None,
                 words: Vec::new(),
+                network: None,
             };
             fs::create_dir(this.root.join("home"))?;
             fs::write(this.settings_file(), this.settings(settings))?;
@@ -211,12 +214,23 @@ impl BlackBox {
         self.words = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
+    /// Runs daemons that start later in this network namespace, which `ip netns` has made.
+    pub fn in_network(&mut self, namespace: &str) {
+        self.network = Some(namespace.to_owned());
+    }
+
     /// The command that starts a daemon.
     fn serve(&self) -> Command {
         let words = ["serve"].into_iter().chain(self.words.iter().map(String::as_str));
-        let Some(limit) = &self.limit else { return self.command(words) };
+        if self.limit.is_none() && self.network.is_none() {
+            return self.command(words);
+        }
+        let limit = self.limit.iter().map(|limit| format!("ulimit {limit} && "));
+        let network = self.network.iter().map(|name| format!("nsenter --net=/run/netns/{name} "));
+        let script =
+            format!("{}exec {}\"$0\" \"$@\"", limit.collect::<String>(), network.collect::<String>());
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("ulimit {limit} && exec \"$0\" \"$@\"")).arg(&self.program).args(words);
+        command.arg("-c").arg(script).arg(&self.program).args(words);
         self.surround(&mut command);
         command
     }
