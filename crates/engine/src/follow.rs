@@ -172,7 +172,10 @@ fn difference(described: &Snapshot, named: &Snapshot) -> Option<&'static str> {
 }
 
 /// Compares the frames that came with the named ones, until all are compared; the pages of the first that differs.
-fn compare(pages: &RemotePages, named: &Arc<ByName>) -> Result<Option<GuestPages>, String> {
+pub(crate) fn compare<Named: NamedPages + 'static>(
+    pages: &RemotePages,
+    named: &Arc<Named>,
+) -> Result<Option<GuestPages>, String> {
     let (mut checked, mut bytes) = (0, Vec::new());
     loop {
         for frame in pages.arrived_after(checked) {
@@ -187,7 +190,7 @@ fn compare(pages: &RemotePages, named: &Arc<ByName>) -> Result<Option<GuestPages
             }
             checked += 1;
         }
-        let by_name: Arc<dyn NamedPages> = Arc::<ByName>::clone(named);
+        let by_name: Arc<dyn NamedPages> = Arc::<Named>::clone(named);
         if pages.settle(checked, by_name) {
             return Ok(None);
         }

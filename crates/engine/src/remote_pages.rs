@@ -231,19 +231,25 @@ impl RemotePages {
         named: Arc<dyn NamedPages>,
     ) -> Result<(), RemoteError> {
         let this = Arc::clone(self);
-        let brought = blocking(move || {
-            let pages = this.pages_of(frame);
-            let mut bytes = vec![0; usize_of(pages.count()) * PAGE_BYTES];
-            named.read(pages, &mut bytes).map_err(|reason| RemoteError::Named { of: this.of, reason })?;
-            this.write(frame, &bytes)?;
-            this.here.set(frame);
-            Ok(())
-        });
-        brought.await.unwrap_or(Ok(()))
+        blocking(move || this.read_named(frame, &*named)).await.unwrap_or(Ok(()))
+    }
+
+    /// Takes in a frame by name.
+    pub(crate) fn read_named(&self, frame: FrameNumber, named: &dyn NamedPages) -> Result<(), RemoteError> {
+        let pages = self.pages_of(frame);
+        let mut bytes = vec![0; usize_of(pages.count()) * PAGE_BYTES];
+        named.read(pages, &mut bytes).map_err(|reason| RemoteError::Named { of: self.of, reason })?;
+        self.write(frame, &bytes)?;
+        self.here.set(frame);
+        Ok(())
     }
 
     /// Takes in a frame that came without a name; gives the names instead if the pages have them by now.
-    fn take_in(&self, frame: FrameNumber, bytes: &[u8]) -> Result<Option<Arc<dyn NamedPages>>, RemoteError> {
+    pub(crate) fn take_in(
+        &self,
+        frame: FrameNumber,
+        bytes: &[u8],
+    ) -> Result<Option<Arc<dyn NamedPages>>, RemoteError> {
         self.write(frame, bytes)?;
         // Before anybody can read it.
         let noted = self.memory().came.write_at(&[1], u64_of(frame.index()));

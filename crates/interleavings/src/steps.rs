@@ -2,22 +2,26 @@
 
 use std::sync::Arc;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Lease};
 use crate::byte_budget::ByteBudget;
 use crate::cache::Cache;
 use crate::capture::Capture;
 use crate::fetch::Fetcher;
-use crate::follow::Follower;
+use crate::follow::{Follower, compare};
+use crate::frame::FrameNumber;
+use crate::geometry::GuestPages;
 use crate::hooks::NoHooks;
 use crate::image::Images;
 use crate::life::{Background, Life, Work};
 use crate::lifecycle::{SnapshotEvent, SnapshotWork};
 use crate::limits;
 use crate::pause::{Base, PauseError, PausePermit, PauseRules, PausedGuest};
+use crate::peer::Peer;
 use crate::pool::PoolHandle;
 use crate::precedence::Precedence;
 use crate::publish::Publisher;
 use crate::reaper::ReaperHandle;
+use crate::remote_pages::{Memory, NamedPages, RemotePages, RemoteVolume};
 use crate::roots::Roots;
 use crate::seal::{Sealer, Sealing};
 use crate::snapshot::Snapshot;
@@ -134,5 +138,41 @@ impl Steps {
     /// Records an event of the owner or the store.
     pub fn record(&self, snapshot: &Snapshot, event: SnapshotEvent) -> SnapshotWork {
         snapshot.record(event)
+    }
+}
+
+/// The pages of a volume that another node has, which come and are compared in single steps.
+#[derive(Debug)]
+pub struct RemoteSteps(Arc<RemotePages>);
+
+impl RemoteSteps {
+    /// So many pages, of which none has come.
+    pub fn new(
+        of: RemoteVolume,
+        pages: u32,
+        peer: Arc<dyn Peer>,
+        lease: Lease,
+        reaper: ReaperHandle,
+    ) -> Self {
+        let memory = Memory::new(pages, lease).expect("there is memory");
+        let pages = RemotePages::new(of, pages, peer, memory, reaper);
+        Self(Arc::new(pages.expect("there is memory")))
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> &RemotePages {
+        &self.0
+    }
+
+    /// The other node's answer comes: as it is, or the frame by name if it has one by now.
+    pub fn come(&self, frame: FrameNumber, bytes: &[u8]) {
+        if let Some(named) = self.0.take_in(frame, bytes).expect("there is memory") {
+            self.0.read_named(frame, &*named).expect("there is memory");
+        }
+    }
+
+    /// Compares the frames that came with the named ones, and lets later ones come by name; the first page that differs.
+    pub fn compare<Named: NamedPages + 'static>(&self, named: &Arc<Named>) -> Option<GuestPages> {
+        compare(&self.0, named).expect("named pages can be read")
     }
 }

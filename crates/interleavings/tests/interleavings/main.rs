@@ -5,6 +5,7 @@
 mod budget;
 mod cache;
 mod node;
+mod remote;
 mod schedule;
 mod single_flight;
 mod snapshots;
