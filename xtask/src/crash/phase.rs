@@ -22,14 +22,20 @@ pub(crate) enum Phase {
     Publishing,
     /// A guest that had been resumed was at work.
     GuestFaulting,
+    /// Several guests of one snapshot were being made, which share its pages.
+    Sharing,
+    /// One of those was at work.
+    SharedFaulting,
     /// Nothing was asked of the daemon.
     Idle,
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Idle,
         Self::GuestFaulting,
+        Self::Sharing,
+        Self::SharedFaulting,
         Self::Create,
         Self::Pause,
         Self::Checkpoint,
@@ -42,7 +48,7 @@ impl Phase {
     ];
 
     /// Those in which something is handed to the keeper, most often the one in which the guest stands meanwhile.
-    pub(crate) const OF_KEEPER: [Self; 9] = [
+    pub(crate) const OF_KEEPER: [Self; 10] = [
         Self::Pause,
         Self::Pause,
         Self::Pause,
@@ -50,6 +56,7 @@ impl Phase {
         Self::Resume,
         Self::Resume,
         Self::Fork,
+        Self::Sharing,
         Self::Create,
         Self::GuestFaulting,
     ];
@@ -67,6 +74,8 @@ impl Phase {
             Self::Sealing => "sealing",
             Self::Publishing => "publishing",
             Self::GuestFaulting => "guest_faulting",
+            Self::Sharing => "sharing",
+            Self::SharedFaulting => "shared_faulting",
             Self::Idle => "idle",
         }
     }
@@ -77,10 +86,12 @@ impl Phase {
             Kind::Create => Self::Create,
             Kind::Tell => Self::Idle,
             Kind::TellServed => Self::GuestFaulting,
+            Kind::TellShared => Self::SharedFaulting,
             Kind::Pause => Self::Pause,
             Kind::Checkpoint => Self::Checkpoint,
             Kind::Resume => Self::Resume,
             Kind::Fork => Self::Fork,
+            Kind::ForkShared => Self::Sharing,
             Kind::Delete => Self::Delete,
         }
     }
@@ -90,6 +101,8 @@ impl Phase {
         match self {
             Self::Idle => None,
             Self::GuestFaulting | Self::Recovery => Some(Kind::TellServed),
+            Self::Sharing => Some(Kind::ForkShared),
+            Self::SharedFaulting => Some(Kind::TellShared),
             Self::Create => Some(Kind::Create),
             Self::Pause | Self::Sealing | Self::Publishing => Some(Kind::Pause),
             Self::Checkpoint => Some(Kind::Checkpoint),

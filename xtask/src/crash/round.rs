@@ -197,7 +197,9 @@ impl Round<'_> {
             | Phase::Resume
             | Phase::Pause
             | Phase::Checkpoint
-            | Phase::GuestFaulting => {
+            | Phase::GuestFaulting
+            | Phase::Sharing
+            | Phase::SharedFaulting => {
                 let target = self.target;
                 self.wait_for(
                     heard,

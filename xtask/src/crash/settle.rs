@@ -5,7 +5,7 @@ use rekindle_api::problem::Code;
 use rekindle_api::types::{Sandbox, SandboxState};
 use uuid::Uuid;
 
-use crate::load::{Findings, GuestModel, Life, Operation, Outcome, Shard, World};
+use crate::load::{Findings, GuestModel, Life, Operation, Outcome, Pages, Shard, World};
 
 /// Facts with which a lost answer is found out.
 pub(crate) struct Settling<'a> {
@@ -29,7 +29,7 @@ impl Settling<'_> {
             }
             Operation::Create { name, memory_bytes, backing } => {
                 for made in self.world.called(name) {
-                    self.shard.adopt(&made, *memory_bytes, *backing, GuestModel::fresh(), false);
+                    self.shard.adopt(&made, *memory_bytes, *backing, GuestModel::fresh(), Pages::Fresh);
                 }
             }
             Operation::Pause { sandbox, name } => self.settle_pause(*sandbox, name),

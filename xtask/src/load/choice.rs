@@ -6,7 +6,7 @@ use rekindle_guest::process::protocol::{Command, DiscardHow};
 use rekindle_testkit::random::Random;
 use uuid::Uuid;
 
-use super::model::{Life, SandboxModel};
+use super::model::{Life, Pages, SandboxModel};
 use super::operation::Operation;
 use super::shard::Shard;
 
@@ -19,6 +19,9 @@ pub(crate) struct Limits {
     pub(crate) memory_bytes: Vec<u64>,
 }
 
+/// The fewest guests of a snapshot that share its pages.
+const SHARING_MIN: usize = 2;
+
 /// A kind of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -27,10 +30,14 @@ pub(crate) enum Kind {
     Tell,
     /// Let a guest work that was just resumed: its page faults are served.
     TellServed,
+    /// The same of one that shares its pages with others.
+    TellShared,
     Pause,
     Checkpoint,
     Resume,
     Fork,
+    /// Make several guests of one snapshot, which share its pages.
+    ForkShared,
     Delete,
 }
 
@@ -67,6 +74,14 @@ impl Shard {
                 Some(sandbox) if !random.percent(40) => self.tell(sandbox, random),
                 Some(_) | None => self.pause_or_resume(random),
             },
+            Kind::TellShared => match self.one_of(random, SandboxModel::shares) {
+                Some(sandbox) => self.tell(sandbox, random),
+                None => self.choose(Some(Kind::ForkShared), limits, random),
+            },
+            Kind::ForkShared if self.sandboxes.len() + SHARING_MIN > limits.sandboxes_max => {
+                self.remove(random)
+            }
+            Kind::ForkShared => self.fork(SHARING_MIN, limits, random),
             Kind::Create | Kind::Fork if self.sandboxes.len() >= limits.sandboxes_max => self.remove(random),
             Kind::Create => self.create(limits, random),
             Kind::Pause => self.pause(random),
@@ -75,7 +90,7 @@ impl Shard {
                 None => self.resume(random),
             },
             Kind::Resume => self.resume(random),
-            Kind::Fork => self.fork(limits, random),
+            Kind::Fork => self.fork(1, limits, random),
             Kind::Delete => match self.delete_snapshot(random).filter(|_| random.percent(50)) {
                 Some(delete) => delete,
                 None if self.sandboxes.len() > 1 => self.remove(random),
@@ -89,11 +104,15 @@ impl Shard {
         match operation {
             Operation::Create { .. } => Kind::Create,
             Operation::Tell { sandbox, .. } => match self.sandboxes.get(sandbox) {
+                Some(sandbox) if sandbox.shares() => Kind::TellShared,
                 Some(sandbox) if sandbox.is_served() => Kind::TellServed,
                 Some(_) | None => Kind::Tell,
             },
             Operation::Pause { .. } => Kind::Pause,
             Operation::Checkpoint { .. } => Kind::Checkpoint,
+            Operation::ResumeSnapshot { count: 2.., .. } | Operation::Fork { count: 2.., .. } => {
+                Kind::ForkShared
+            }
             Operation::Resume { .. } | Operation::ResumeSnapshot { .. } => Kind::Resume,
             Operation::Fork { .. } => Kind::Fork,
             Operation::RemoveSandbox { .. } | Operation::DeleteSnapshot { .. } => Kind::Delete,
@@ -143,9 +162,10 @@ impl Shard {
         }
     }
 
-    fn fork(&mut self, limits: &Limits, random: &mut Random) -> Operation {
-        let room = limits.sandboxes_max.saturating_sub(self.sandboxes.len()).clamp(1, 3);
-        let count = u32::try_from(1 + random.position(room)).expect("three at most");
+    /// Makes `least` to three guests of one snapshot.
+    fn fork(&mut self, least: usize, limits: &Limits, random: &mut Random) -> Operation {
+        let room = limits.sandboxes_max.saturating_sub(self.sandboxes.len()).clamp(least, 3);
+        let count = u32::try_from(least + random.position(room - least + 1)).expect("three at most");
         let snapshots: Vec<Uuid> = self.snapshots.keys().copied().collect();
         if !snapshots.is_empty() && random.percent(40) {
             let snapshot = snapshots[random.position(snapshots.len())];
@@ -176,7 +196,11 @@ impl SandboxModel {
     }
 
     fn is_served(&self) -> bool {
-        matches!(self.life, Life::Running { served: true, .. })
+        matches!(self.life, Life::Running { pages: Pages::Served | Pages::Shared, .. })
+    }
+
+    fn shares(&self) -> bool {
+        matches!(self.life, Life::Running { pages: Pages::Shared, .. })
     }
 }
 

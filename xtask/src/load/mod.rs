@@ -11,7 +11,7 @@ mod world;
 pub(crate) use actor::{Actor, Ended, News};
 pub(crate) use choice::{Kind, Limits};
 pub(crate) use findings::Findings;
-pub(crate) use model::{ById, GuestModel, Life, SnapshotModel};
+pub(crate) use model::{ById, GuestModel, Life, Pages, SnapshotModel};
 pub(crate) use operation::{Operation, Outcome};
 pub(crate) use shard::Shard;
 pub(crate) use world::World;

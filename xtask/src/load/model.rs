@@ -28,11 +28,29 @@ pub(crate) enum Life {
     /// Its guest runs.
     Running {
         guest: GuestModel,
-        /// True if it came from a snapshot, so that its page faults are served.
-        served: bool,
+        /// Origin of its pages.
+        pages: Pages,
     },
     /// Its guest ended with this snapshot.
     Paused(Uuid),
+}
+
+/// Origin of a guest's pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Its memory began empty.
+    Fresh,
+    /// It came from a snapshot, so its page faults are served.
+    Served,
+    /// The same, and it may have those of its snapshot in common with other guests.
+    Shared,
+}
+
+impl Pages {
+    /// Those of guests that one request makes of a snapshot.
+    pub(crate) fn of(made: usize, backing: MemoryBacking) -> Self {
+        if made > 1 && backing == MemoryBacking::Shared { Self::Shared } else { Self::Served }
+    }
 }
 
 /// A snapshot that was acknowledged.

@@ -6,7 +6,7 @@ use rekindle_api::types::{MemoryBacking, Sandbox};
 use uuid::Uuid;
 
 use super::findings::Findings;
-use super::model::{ById, GuestModel, Life, SandboxModel, SnapshotModel};
+use super::model::{ById, GuestModel, Life, Pages, SandboxModel, SnapshotModel};
 use super::operation::{Operation, Outcome};
 
 /// Acknowledgements to one actor, and nothing else.
@@ -40,7 +40,7 @@ impl Shard {
         match (operation, outcome) {
             (Operation::Create { memory_bytes, backing, .. }, Outcome::Made(made)) => {
                 for sandbox in made {
-                    self.adopt(sandbox, *memory_bytes, *backing, GuestModel::fresh(), false);
+                    self.adopt(sandbox, *memory_bytes, *backing, GuestModel::fresh(), Pages::Fresh);
                 }
             }
             (Operation::Tell { sandbox, command }, outcome) => {
@@ -70,9 +70,9 @@ impl Shard {
         memory_bytes: u64,
         backing: MemoryBacking,
         guest: GuestModel,
-        served: bool,
+        pages: Pages,
     ) {
-        let life = Life::Running { guest, served };
+        let life = Life::Running { guest, pages };
         self.sandboxes.insert(shown.id, SandboxModel { id: shown.id, memory_bytes, backing, life });
     }
 
@@ -103,7 +103,7 @@ impl Shard {
         if let Life::Paused(snapshot) = sandbox.life
             && let Some(snapshot) = self.snapshots.get(&snapshot)
         {
-            sandbox.life = Life::Running { guest: snapshot.guest.clone(), served: true };
+            sandbox.life = Life::Running { guest: snapshot.guest.clone(), pages: Pages::Served };
         }
     }
 
@@ -114,7 +114,7 @@ impl Shard {
             return;
         };
         for sandbox in made {
-            self.adopt(sandbox, memory_bytes, backing, guest.clone(), true);
+            self.adopt(sandbox, memory_bytes, backing, guest.clone(), Pages::of(made.len(), backing));
         }
     }
 
@@ -126,10 +126,10 @@ impl Shard {
         };
         if !self.snapshots.contains_key(&origin) {
             self.keep_snapshot(sandbox, origin);
-            if let Some(SandboxModel { life: Life::Running { served, .. }, .. }) =
+            if let Some(SandboxModel { life: Life::Running { pages, .. }, .. }) =
                 self.sandboxes.get_mut(&sandbox)
             {
-                *served = true;
+                *pages = Pages::Served;
             }
         }
         self.resumed_into(origin, made);
