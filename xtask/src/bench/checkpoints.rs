@@ -132,7 +132,7 @@ fn measure_stop(effort: Effort) -> anyhow::Result<Vec<Part>> {
         console.line("rekindle tiny guest, ")?;
         console.ask("fill 1", "filled ")?;
         let write = |seed| {
-            Console::of(&host.client, "guest").ask(&format!("fill {seed}"), "filled ")?;
+            Console::from_now(&host.client, "guest")?.ask(&format!("fill {seed}"), "filled ")?;
             Ok(())
         };
         parts.push(stops(effort, &host.client, ("QEMU", memory_bytes, 100), Box::new(write))?);
@@ -248,7 +248,9 @@ fn at_socket(served: &Served) -> anyhow::Result<f64> {
 }
 
 fn at_driver(served: &Served) -> anyhow::Result<f64> {
-    served.resume("base", "walking", 1)?;
+    // A VMM at a socket gets no pages ahead either.
+    let how = json!({ "name": "walking", "prefault": "none", "memory_mode": "own" });
+    served.client.resume_snapshot("base", None, &serde_json::from_value(how)?)?;
     let told = Told::new(&served.client, "walking");
     let walk = || anyhow::Ok(told.tell::<TraceTimes>(&Command::TouchTrace(walk()?))?);
     let seconds = seconds_of(&[walk()?, walk()?]);
