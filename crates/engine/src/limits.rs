@@ -110,7 +110,7 @@ pub const INSTALL_RETRY_LAST: Duration = Duration::from_secs(1);
 pub const PREFETCH_SLICE_PAGES: u32 = 256;
 
 /// Pages of an image that are mapped in the time in which one is copied.
-pub const SHARED_PAGES_A_COPY: u32 = 14;
+pub const SHARED_PAGES_A_COPY: u32 = 4;
 
 /// Frames that pages ahead of the guest wait for at once: 256 MiB. Large reads bring them side by side, so of few frames
 /// the last would hold up all that is there.
