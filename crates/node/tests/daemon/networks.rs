@@ -12,8 +12,8 @@ use crate::two_nodes::{place, settings_of};
 
 const TIER: &str = "nodes in network namespaces";
 const NAMES: [&str; 3] = ["a", "b", "c"];
-/// The rate of each link, in each direction: a guest's memory takes most of a second.
-const RATE: &str = "200mbit";
+/// The rate of each link, in each direction: a guest's memory takes more than two seconds, in which links and nodes go.
+const RATE: &str = "60mbit";
 
 /// Network namespaces of nodes, and one that joins their links; gone with this.
 struct Network {
